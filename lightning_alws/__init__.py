@@ -1,0 +1,1 @@
+"""Amortised learning by wake-sleep (ALWS): latent-variable models trained without an approximate posterior."""

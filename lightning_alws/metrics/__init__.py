@@ -1,0 +1,1 @@
+"""Measures of a trained model; they know nothing of Lightning."""
