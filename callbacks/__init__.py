@@ -1,0 +1,22 @@
+"""Everything that looks at a run; none of it changes a gradient."""
+
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.fid_kid import FIDKID
+from callbacks.log_likelihood import LogLikelihood
+from callbacks.predictions import Predictions
+from callbacks.progress import ProgressBar, Throughput
+from callbacks.regression_diagnostics import RegressionDiagnostics
+from callbacks.results import ResultsFile
+from callbacks.sample_grid import SampleGrid
+
+__all__ = [
+    "FIDKID",
+    "LogLikelihood",
+    "Predictions",
+    "ProgressBar",
+    "RegressionDiagnostics",
+    "ResultsFile",
+    "RunCheckpoint",
+    "SampleGrid",
+    "Throughput",
+]

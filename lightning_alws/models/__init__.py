@@ -1,0 +1,5 @@
+"""Latent-variable models, one file each."""
+
+from lightning_alws.models.image import ImageModel
+
+__all__ = ["ImageModel"]

@@ -1,0 +1,118 @@
+"""``results.json``: what a run was, how far it got, and every final figure."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import Callback
+
+from lightning_alws.files import write_json
+from lightning_alws.noise import global_seed
+
+FILE = "results.json"
+PACKAGES = ("alws", "torch", "torchvision", "pytorch-lightning", "torchmetrics")
+
+
+class ResultsFile(Callback):
+    """Writes ``results.json`` in the run folder: status, figures, their provenance, steps, seconds, versions.
+
+    The status is ``running``, then ``fitted`` and ``tested``, or ``failed`` and ``interrupted``. Other callbacks add
+    what a figure needs to be understood (counts, extractor) by a method ``provenance() -> dict``.
+    """
+
+    def __init__(self) -> None:
+        self._seconds_before = 0.0
+        self._started: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wall time so far, so that a resumed run counts all of it."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the wall time."""
+        self._seconds_before = state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, over all sessions of the run."""
+        return self._seconds_before + (time.monotonic() - self._started if self._started is not None else 0.0)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the run has begun."""
+        self._started = time.monotonic()
+        self._write(trainer, pl_module, "running")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the training's last figures."""
+        self._seconds_before, self._started = self.seconds, None
+        self._write(trainer, pl_module, "interrupted" if trainer.interrupted else "fitted")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the test's figures beside those of the training."""
+        self._write(trainer, pl_module, "tested")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """A run that failed says so."""
+        if trainer.state.fn == "predict":
+            return
+        status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
+        first_line = next(iter(str(exception).splitlines()), "")
+        self._write(trainer, pl_module, status, error=f"{type(exception).__name__}: {first_line}")
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: str, error: str | None = None) -> None:
+        # The step of training, of the loaded checkpoint in a test of its own.
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        path = Path(trainer.default_root_dir) / FILE
+        before = json.loads(path.read_text()) if path.exists() else {}
+        testing = trainer.state.fn == "test"
+        metrics = {
+            **before.get("metrics", {}),
+            **{name: _finite(value) for name, value in sorted(trainer.callback_metrics.items())},
+        }
+        provenance = dict(before.get("provenance", {}))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "provenance"):
+                provenance.update(callback.provenance())
+        training = {
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "seconds": round(self.seconds, 1),
+            "skipped_steps": getattr(pl_module, "skipped_total", 0),
+        }
+        write_json(
+            path,
+            {
+                "status": status,
+                **({"error": error} if error else {}),
+                "model": type(pl_module).__name__,
+                "data": getattr(trainer.datamodule, "name", type(trainer.datamodule).__name__),  # type: ignore[attr-defined]
+                "seed": global_seed(),
+                "training": before["training"] if testing and "training" in before else training,
+                "metrics": metrics,
+                "provenance": provenance,
+                "machine": {
+                    "device": _device_name(pl_module.device),
+                    "processes": trainer.world_size,
+                    "threads": torch.get_num_threads(),
+                },
+                "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            },
+        )
+
+
+def _finite(value: torch.Tensor) -> float | str:
+    """A number, or its name where JSON has none."""
+    number = float(value)
+    return number if abs(number) < float("inf") else str(number)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or "cpu")

@@ -1,0 +1,82 @@
+"""Pictures of a run: real images beside samples and means of the model, as PNG files and in TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from lightning_alws.files import atomic_write
+from lightning_alws.noise import global_seed, seeded
+
+FOLDER = "samples"
+LEAST_TILE = 32  # pixels: an 8 × 8 digit is enlarged to be seen at all
+
+
+def to_unit(images: Tensor, likelihood: str) -> Tensor:
+    """Images of the data's space as grey values or colours in [0, 1]."""
+    return (images.float() if likelihood == "bernoulli" else (images.float() + 1) / 2).clamp(0, 1)
+
+
+def picture(panels: list[Tensor], columns: int) -> Tensor:
+    """Panels of images (n, C, H, W) in [0, 1], tiled and set side by side on grey, shape (3, height, width)."""
+    scale = max(1, -(-LEAST_TILE // panels[0].shape[-1]))
+    grids = []
+    for panel in panels:
+        tiles = panel.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        grids.append(make_grid(tiles, nrow=columns, padding=1, pad_value=0.5))
+    gap = torch.full((3, grids[0].shape[1], 16), 1.0)
+    parts = [part for grid in grids for part in (grid.cpu(), gap)]
+    return torch.cat(parts[:-1], dim=2)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write a picture (3, height, width) in [0, 1], whole or not at all."""
+    array = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    with atomic_write(path) as file:
+        Image.fromarray(array).save(file, format="PNG", optimize=True)
+
+
+class SampleGrid(Callback):
+    """After each validation: ``samples/step_NNNNNN.png`` with real images, samples and means, left to right.
+
+    The same latents are used throughout, so that the pictures of a run can be compared. Does nothing for models
+    that do not make images.
+
+    Args:
+        rows: and as many columns in each of the three panels.
+    """
+
+    def __init__(self, rows: int = 8) -> None:
+        self.rows = rows
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the panels."""
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._draw(trainer, pl_module, "val", f"step_{trainer.global_step:06d}.png")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the panels of the tested model."""
+        self._draw(trainer, pl_module, "test", "test.png")
+
+    @torch.no_grad()
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str, name: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "image_shape") or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        model = pl_module.evaluation_model
+        with seeded(pl_module.device, global_seed(), "sample_grid"):
+            likelihood = model.likelihood(model.sample_prior(self.rows**2))
+            generated = [likelihood.sample(), likelihood.mean]
+        real = data.images(split)[: self.rows**2]
+        image = picture([to_unit(images, data.likelihood).cpu() for images in (real, *generated)], self.rows)
+        save_png(image, Path(trainer.default_root_dir) / FOLDER / name)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_image(f"samples/{split}", image, trainer.global_step)
+            trainer.logger.experiment.flush()  # TensorBoard would show it only after two minutes

@@ -1,0 +1,260 @@
+"""The command line: ``alws fit|validate|test|predict --config FILE``, a LightningCLI with a run folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+# Imported so that the classes are known by their short names on the command line.
+import callbacks
+import datamodules  # noqa: F401
+import lightning_alws.models
+import lightning_alws.networks
+import lightning_alws.objectives  # noqa: F401
+from callbacks.checkpoint import FOLDER as CHECKPOINTS
+from callbacks.results import FILE as RESULTS
+from lightning_alws.errors import UserError
+from lightning_alws.files import atomic_write
+from lightning_alws.module import LatentVariableModule
+
+CONFIGS = Path(__file__).parent / "configs"
+SECTIONS = {
+    "checkpoint": callbacks.RunCheckpoint,
+    "sample_grid": callbacks.SampleGrid,
+    "fid_kid": callbacks.FIDKID,
+    "log_likelihood": callbacks.LogLikelihood,
+    "diagnostics": callbacks.RegressionDiagnostics,
+    "throughput": callbacks.Throughput,
+    "predictions": callbacks.Predictions,
+    "results": callbacks.ResultsFile,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Argument parser whose errors are a sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong as a UserError instead of printing the usage."""
+        raise UserError(condense(message)) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """``config.yaml`` in the run folder, whole or not at all; written by ``fit`` alone."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write it once, on rank zero."""
+        if stage == "fit" and trainer.is_global_zero:
+            with atomic_write(Path(trainer.default_root_dir) / self.config_filename, "w") as file:
+                file.write(self.parser.dump(self.config, skip_none=False))
+
+
+class AlwsCLI(LightningCLI):
+    """LightningCLI with a run folder, callbacks as sections, and checkpoints that never change the model silently."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own arguments, the callbacks, and what the model takes from the data."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="name of the run; by default the config's and the data's"
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs; this one's is RUNS/NAME")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after training")
+        for section, callback in SECTIONS.items():
+            parser.add_lightning_class_args(callback, section)
+        for attribute in ("image_shape", "likelihood"):
+            parser.link_arguments(f"data.{attribute}", f"model.init_args.{attribute}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolve ``best`` and ``last``, and compare the checkpoint with the command line instead of obeying it.
+
+        Lightning's own version overrides ``--model`` by what the checkpoint holds, its class included, and says
+        nothing; and where ``last`` finds no file, training starts afresh.
+        """
+        config = self.config[self.config.subcommand]
+        config.name = config.name or self._default_name(config)
+        folder = Path(config.runs) / config.name
+        if config.ckpt_path is None:
+            if self.config.subcommand == "fit":
+                refuse_to_overwrite(folder, config.trainer.fast_dev_run)
+            return
+        if "://" in str(config.ckpt_path):
+            raise UserError(f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first.")
+        path = Path(config.ckpt_path)
+        if str(config.ckpt_path) in ("last", "best"):
+            path = folder / CHECKPOINTS / f"{config.ckpt_path}.ckpt"
+        if not path.is_file():
+            raise UserError(f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name.")
+        if self.config.subcommand == "fit" and path.resolve().parent.parent != folder.resolve():
+            refuse_to_overwrite(folder, config.trainer.fast_dev_run)
+        config.ckpt_path = str(path)
+        self._dump_config()
+        compare_with_checkpoint(path, self.config_dump["model"], resuming=self.config.subcommand == "fit")
+
+    @staticmethod
+    def _default_name(config: Any) -> str:
+        files = [Path(str(file)).stem for file in config.get("config") or []]
+        return f"{files[0] if files else 'run'}-{config.data.class_path.rsplit('.', 1)[-1]}"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, at home in the run folder."""
+        config = self.config[self.subcommand]
+        folder = Path(config.runs) / config.name
+        kwargs["default_root_dir"] = str(folder)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
+        if config.trainer.enable_progress_bar is not False:
+            kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), callbacks.ProgressBar()]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_predict(self) -> None:
+        """Keep no predictions in memory: the callback has written them, and weights are N numbers an image."""
+        self.config_init.predict.return_predictions = False
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, or the last where nothing was monitored."""
+        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.config.fit.test_after_fit:
+            return
+        best = self.trainer.checkpoint_callback.best_model_path or self.trainer.checkpoint_callback.last_model_path
+        if best:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+            print_results(self.trainer)
+
+
+def refuse_to_overwrite(folder: Path, fast_dev_run: bool | int) -> None:
+    """Raise a UserError if a run already lives in the folder."""
+    inside = [name for name in (CHECKPOINTS, RESULTS) if (folder / name).exists()]
+    if inside and not fast_dev_run:
+        raise UserError(
+            f"the run folder {folder} already holds {' and '.join(inside)}; continue that run with --ckpt_path last, "
+            "or give another --name."
+        )
+
+
+def compare_with_checkpoint(path: Path, model: dict[str, Any], resuming: bool) -> None:
+    """Raise a UserError if a checkpoint is unreadable, or of another model than the command line asks for.
+
+    Args:
+        path: the checkpoint file.
+        model: ``class_path`` and ``init_args`` of the model, as parsed.
+        resuming: compare the hyperparameters too; on resuming, the optimiser's state would silently override them.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        stored = dict(checkpoint.get("hyper_parameters", {}))
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({condense(str(error))}); use an earlier one.") from error
+    stored_class = stored.pop("_class_path", None)
+    if stored_class is not None and stored_class != model["class_path"]:
+        raise UserError(
+            f"the checkpoint {path} is of the model {stored_class}, but --model is {model['class_path']}; "
+            "use the config the run was made with (config.yaml in its folder)."
+        )
+    if not resuming:
+        return
+    for name, value in flatten(model["init_args"]).items():
+        before = flatten(stored).get(name, value)
+        if value is not None and before != value:
+            raise UserError(
+                f"model.{name} is {value}, but the checkpoint {path} was trained with {before}; a run is continued as "
+                "it was begun: leave the setting as it was, or start a new run under another --name."
+            )
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, tuples as lists, ``init_args`` left out of the names as on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = prefix.rstrip(".") if name == "init_args" else prefix + name
+        if isinstance(value, dict):
+            flat.update(flatten(value, key + "." if key else ""))
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def condense(message: str) -> str:
+    """A parser's message of many lines as one, without what only a developer reads."""
+    lines = [line.strip() for line in message.splitlines()]
+    text = " ".join(line for line in lines if line and not line.startswith(("Given value type", "Given value:")))
+    text = re.sub(r"<class '([^']+)'>", r"\1", text)
+    return text if len(text) <= 600 else text[:600] + " …"
+
+
+def print_results(trainer: Trainer) -> None:
+    """The test's figures, and where everything lies."""
+    if not trainer.is_global_zero:
+        return
+    for name, value in sorted(trainer.callback_metrics.items()):
+        print(f"{name:32} {float(value):.4g}")
+    print(f"Everything of this run is in {trainer.default_root_dir}; watch it with: tensorboard --logdir {Path(trainer.default_root_dir).parent}")
+
+
+def list_configs() -> str:
+    """The configs that come with the application, as the help shows them."""
+    files = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.yaml"))
+    return "configs: " + ", ".join(files)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        args: the arguments after the program's name; those of the process by default.
+    """
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
+        print(f"alws {version('alws')} (torch {torch.__version__}, pytorch-lightning {version('pytorch-lightning')})")
+        return 0
+    debug = "--debug" in args
+    args = [argument for argument in args if argument != "--debug"]
+    quieten()
+    try:
+        AlwsCLI(
+            LatentVariableModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            parser_class=Parser,
+            parser_kwargs={"prog": "alws", "description": f"Amortised learning by wake-sleep. {list_configs()}"},
+            args=args,
+        )
+    except (UserError, MisconfigurationException, OSError, yaml.YAMLError) as error:
+        if debug:
+            raise
+        print(f"alws: {condense(str(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def quieten() -> None:
+    """Silence warnings that are not about the user's run."""
+    # The loaders hold tensors on the device: worker processes would only copy them.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Small data sets have fewer batches than the default logging interval; each config sets its own.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # The arguments are passed on by `main` on purpose, less our own.
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    # Lightning's own use of a torch interface that is being renamed.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # Advertisements among Lightning's log lines.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    # We place checkpoints where a run already has some on purpose, when it is continued.
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Files that are whole or not there: written beside their place and moved in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file object whose content replaces ``path`` when the block ends, and only if it ends without an exception.
+
+    The temporary file lies in the same folder, since a move between file systems is not atomic, and is on the disk
+    before the move.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary as indented JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=2, sort_keys=False, allow_nan=False)
+        file.write("\n")

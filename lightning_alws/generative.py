@@ -1,0 +1,147 @@
+"""What a latent-variable model must be able to do, and its sleep samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor, nn
+
+from lightning_alws.likelihoods import Likelihood
+
+
+class Joint(ABC):
+    """log p_θ(z_n, ·) of N sleep samples, as the target of a regression; differentiable in θ."""
+
+    @abstractmethod
+    def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Ĵ(x_b) = Σ_n W_nb log p_θ(z_n, ·) for weights (N, B) and observations x (B, *event), shape (B,)."""
+
+    @property
+    @abstractmethod
+    def log_joint(self) -> Tensor:
+        """log p_θ(z_n, x_n) at the sleep samples themselves, shape (N,)."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The joint with ``function`` applied to each tensor that has one row per sample."""
+
+    def __getitem__(self, rows: slice) -> Self:
+        """The joint of a slice of the sleep samples."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def detach(self) -> Self:
+        """The joint without gradient."""
+        return self.map(Tensor.detach)
+
+
+@dataclass(frozen=True)
+class PlugIn(Joint):
+    """Ĵ(x*) = Σ_n W_n log p_θ(z_n, x*): the conditional's natural parameters are regressed, x* is put in exactly.
+
+    Attributes:
+        x: sleep observations (N, *event).
+        likelihood: p_θ(x|z_n), an exponential family.
+        log_prior: log p_θ(z_n), shape (N,), or None where the prior has no parameters: it then has no gradient and
+            would only be one more thing for the regression to predict (EXPERIMENTS section 0, ``norm``).
+    """
+
+    x: Tensor
+    likelihood: Likelihood
+    log_prior: Tensor | None
+
+    def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
+        expected = self.likelihood.expectation(weights, x)
+        return expected if self.log_prior is None else expected + weights.T @ self.log_prior
+
+    @property
+    def log_joint(self) -> Tensor:
+        log_prob = self.likelihood.log_prob(self.x)
+        return log_prob if self.log_prior is None else log_prob + self.log_prior
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        log_prior = None if self.log_prior is None else function(self.log_prior)
+        return type(self)(function(self.x), self.likelihood.map(function), log_prior)
+
+    def detach(self) -> Self:
+        log_prior = None if self.log_prior is None else self.log_prior.detach()
+        return type(self)(self.x, self.likelihood.detach(), log_prior)
+
+
+@dataclass(frozen=True)
+class Direct(Joint):
+    """Ĵ(x*) = Σ_n W_n log p_θ(z_n, x_n): needs no exponential family, only the number log p_θ(z_n, x_n).
+
+    Attributes:
+        values: log p_θ(z_n, x_n), shape (N,).
+    """
+
+    values: Tensor
+
+    def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
+        return weights.T @ self.values
+
+    @property
+    def log_joint(self) -> Tensor:
+        return self.values
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(function(self.values))
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Sleep samples z_n, x_n ~ p_θ.
+
+    Attributes:
+        z: latents (N, ...), without gradient.
+        x: observations (N, *event), without gradient.
+        joint: log p_θ(z_n, ·), differentiable in θ.
+    """
+
+    z: Tensor
+    x: Tensor
+    joint: Joint
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self.z[rows], self.x[rows], self.joint[rows])
+
+
+class LatentVariableModel(nn.Module, ABC):
+    """p_θ(z) p_θ(x|z): a prior that can be sampled and a likelihood from an exponential family.
+
+    Attributes:
+        prior_is_learnt: whether log p_θ(z) has parameters.
+    """
+
+    prior_is_learnt: bool = False
+
+    @abstractmethod
+    def sample_prior(self, count: int) -> Tensor:
+        """z_n ~ p_θ(z), shape (count, ...), on the model's device, without gradient."""
+
+    @abstractmethod
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p_θ(z_n), shape (N,)."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor) -> Likelihood:
+        """p_θ(x|z_n) for z (N, ...), differentiable in θ."""
+
+    def sleep(self, count: int, direct: bool = False) -> Sleep:
+        """``count`` sleep samples with one pass through the generator.
+
+        Args:
+            direct: regress log p_θ(z_n, x_n) itself rather than the natural parameters.
+        """
+        z = self.sample_prior(count).detach()
+        likelihood = self.likelihood(z)
+        x = likelihood.sample().detach()
+        log_prior = self.log_prior(z) if self.prior_is_learnt else None
+        plug_in = PlugIn(x, likelihood, log_prior)
+        return Sleep(z, x, Direct(plug_in.log_joint) if direct else plug_in)

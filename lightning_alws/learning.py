@@ -1,0 +1,277 @@
+"""Amortised learning by wake-sleep: the four steps of one batch.
+
+    sleep     z_n, x_n ~ p_θ                                 (x_n without gradient)
+    regress   W = (K + λI)⁻¹ k(x_n, x*)                      (one Cholesky factorisation)
+    wake      Ĵ(x*) = Σ_n W_n* log p_θ(z_n, x*)              (gradient through log p_θ only)
+    update    θ ← Adam(−mean Ĵ(x*)), a consistent estimate of ∇_θ log p_θ(x*)
+
+Source: Wenliang, Moskovitz, Kanagawa, Sahani, "Amortised Learning by Wake-Sleep", ICML 2020, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lightning_alws.errors import UserError
+from lightning_alws.generative import LatentVariableModel, Sleep
+from lightning_alws.module import LatentVariableModule, parameter_sum
+from lightning_alws.objectives import KernelObjective
+from lightning_alws.regression import FittedRidge, KernelRidge, freeze
+
+INITIAL_SAMPLES = 2000  # sleep samples of the initial model for the median rule, as published
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Settings of amortised learning that every model shares.
+
+    Args:
+        sleep_samples: N, sleep samples the regression is fitted on in each step.
+        held_out: N_v, further sleep samples, for the kernel's objective and the sleep-centred gradient; drawn in the
+            same pass, and only where one of the two needs them.
+        regression: builds the ridge regression from the shape of one observation.
+        kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
+        centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
+            x ~ p_θ, that mean is pure regression error, and where the model fits the data the bias cancels.
+        mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct").
+        learning_rate: Adam's for the model.
+        kernel_learning_rate: Adam's for the kernel and the ridge.
+        averaging: decay of the averaged weights used for evaluation; 0 for none.
+        max_skipped: consecutive steps that may be skipped, because the regression failed, before the run stops.
+    """
+
+    sleep_samples: int = 2000
+    held_out: int = 200
+    regression: Callable[[tuple[int, ...]], KernelRidge] = KernelRidge
+    kernel_objective: KernelObjective | None = None
+    centred: bool = False
+    mode: Literal["plug-in", "direct"] = "plug-in"
+    learning_rate: float = 1e-3
+    kernel_learning_rate: float = 1e-3
+    averaging: float = 0.0
+    max_skipped: int = 20
+
+    @property
+    def held_out_drawn(self) -> int:
+        """How many held-out samples a training step draws."""
+        return self.held_out if self.kernel_objective is not None or self.centred else 0
+
+    def check(self) -> None:
+        """Raise a UserError that names the setting which makes no sense."""
+        if self.sleep_samples < 2:
+            raise UserError(
+                f"model.learning.sleep_samples is {self.sleep_samples}; a regression needs at least 2, and some "
+                "hundreds to be of use."
+            )
+        if self.held_out < 2:
+            raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
+        for name in ("learning_rate", "kernel_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"model.learning.{name} is {getattr(self, name)}; give a positive number, such as 0.001.")
+
+
+@dataclass(frozen=True)
+class AmortisedPosterior:
+    """E[f(z)|x_b] ≈ Σ_n W_nb f(z_n) for any f, without a posterior.
+
+    Attributes:
+        sleep: the N samples.
+        weights: W (N, B); signed, and summing to about one.
+    """
+
+    sleep: Sleep
+    weights: Tensor
+
+    def expectation(self, values: Tensor) -> Tensor:
+        """E[f(z)|x_b] for values f(z_n) of shape (N, ...), shape (B, ...)."""
+        return torch.einsum("nb,n...->b...", self.weights, values)
+
+    @property
+    def negative_mass(self) -> Tensor:
+        """Σ_n max(−W_nb, 0), shape (B,): how far the weights are from a probability distribution."""
+        return (-self.weights).clamp_min(0).sum(0)
+
+    def projected(self) -> AmortisedPosterior:
+        """The same with each column of W replaced by the nearest probability vector (Euclidean projection)."""
+        return AmortisedPosterior(self.sleep, project_to_simplex(self.weights))
+
+
+def project_to_simplex(weights: Tensor) -> Tensor:
+    """The nearest point, in Euclidean distance, with non-negative entries that sum to one, for each column of (N, B).
+
+    Source: Held, Wolfe, Crowder, "Validation of subgradient optimization", Mathematical Programming 6, 1974.
+    """
+    descending = weights.sort(dim=0, descending=True).values
+    count = torch.arange(1, len(weights) + 1, device=weights.device, dtype=weights.dtype)[:, None]
+    shifts = (descending.cumsum(0) - 1) / count
+    support = (descending > shifts).sum(0, keepdim=True)
+    return (weights - shifts.gather(0, support - 1)).clamp_min(0)
+
+
+class SkipStep(Exception):
+    """This batch cannot be learnt from; raised on all ranks alike."""
+
+
+def skips_on_failure(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Turn a SkipStep into a step that moves nothing, on every rank alike, and stop after too many of them."""
+
+    @functools.wraps(step)
+    def wrapped(self: AmortisedLearning, *args: Any, **kwargs: Any) -> Tensor:
+        try:
+            loss = step(self, *args, **kwargs)
+        except SkipStep as skip:
+            return self.skip(str(skip))
+        self.skipped_in_a_row = 0
+        self.gradients_are_real = True
+        return loss
+
+    return wrapped
+
+
+class AmortisedLearning(LatentVariableModule):
+    """Trains a latent-variable model by amortised learning.
+
+    Under DDP every rank draws its own sleep samples and fits its own regression on them; the gradients are averaged.
+    The regression's bias is therefore that of N samples, whatever the number of ranks.
+
+    Args:
+        generative: p_θ(z) p_θ(x|z).
+        learning: the settings.
+
+    Raises:
+        UserError: a setting makes no sense.
+    """
+
+    def __init__(self, generative: LatentVariableModel, learning: Learning) -> None:
+        super().__init__(generative, learning.averaging)
+        learning.check()
+        self.learning = learning
+        with torch.no_grad():
+            x = generative.sleep(INITIAL_SAMPLES).x
+        self.regression = learning.regression(tuple(x.shape[1:])).to(x.dtype)
+        self.regression.initialise(x)
+        if learning.kernel_objective is None:
+            freeze(self.regression)
+        self.skipped_total = 0
+        self.skipped_in_a_row = 0
+        self.gradients_are_real = False
+
+    @skips_on_failure
+    def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
+        sleep, held_out = self.sleep()
+        regression = self.regress(sleep)
+        expectation = self.wake(regression, sleep, x)
+        return self.update(expectation, regression, sleep, held_out)
+
+    def sleep(self) -> tuple[Sleep, Sleep]:
+        """Draw z_n, x_n ~ p_θ: N samples to fit on and the held-out ones, in one pass through the generator."""
+        count = self.learning.sleep_samples
+        samples = self.draw(count + self.learning.held_out_drawn, "sleep")
+        return samples[:count], samples[count:]
+
+    def regress(self, sleep: Sleep) -> FittedRidge:
+        """Factorise K + λI of the sleep observations; if any rank cannot, all skip the step."""
+        fitted = self.regression.fit(sleep.x)
+        if self.any_rank(fitted.failure is not None):
+            raise SkipStep(fitted.failure or "the regression failed on another rank")
+        return fitted
+
+    def wake(self, regression: FittedRidge, sleep: Sleep, x: Tensor) -> Tensor:
+        """Ĵ(x*) = Σ_n W_n* log p_θ(z_n, x*) for real data x (B, *event), shape (B,)."""
+        with torch.no_grad():
+            weights = regression.weights(x)
+        return sleep.joint.expectation(weights, x)
+
+    def update(self, expectation: Tensor, regression: FittedRidge, sleep: Sleep, held_out: Sleep) -> Tensor:
+        """The loss: −mean Ĵ(x*), with the sleep-centred correction and the kernel's own objective where chosen."""
+        self.log("train/objective", expectation.detach().mean(), prog_bar=True)
+        loss = -expectation.mean()
+        if not len(held_out):
+            return loss
+        weights = regression.weights(held_out.x)
+        if self.learning.centred:
+            loss = loss + sleep.joint.expectation(weights.detach(), held_out.x).mean()
+        if self.learning.kernel_objective is not None:
+            kernel_loss = self.learning.kernel_objective(weights, sleep, held_out)
+            self.log("train/kernel_loss", kernel_loss.detach())
+            loss = loss + kernel_loss
+        return loss
+
+    def draw(self, count: int, stream: str, index: int | None = None) -> Sleep:
+        """``count`` sleep samples of the model in training, from a noise stream of their own."""
+        with self.noise(stream, index):
+            return self.generative.sleep(count, direct=self.learning.mode == "direct")
+
+    def on_validation_epoch_start(self) -> None:
+        with torch.no_grad():
+            sleep = self.draw(self.learning.sleep_samples, "validation", 0)
+            self._validation = (sleep, self.regression.fit(sleep.x))
+
+    def validation_step(self, x: Tensor, batch_idx: int) -> None:
+        sleep, regression = self._validation
+        if regression.failure is None:
+            self.log("val/objective", self.wake(regression, sleep, x).mean(), sync_dist=True, batch_size=len(x))
+
+    def on_validation_epoch_end(self) -> None:
+        del self._validation
+
+    @torch.no_grad()
+    def amortised_posterior(self, x: Tensor, index: int = 0) -> AmortisedPosterior:
+        """Weights that give E[f(z)|x] for observations x (B, *event) and any f, from fresh sleep samples.
+
+        Raises:
+            UserError: the regression failed.
+        """
+        with self.noise("posterior", index):
+            sleep = self.evaluation_model.sleep(self.learning.sleep_samples)
+        fitted = self.regression.fit(sleep.x)
+        if fitted.failure is not None:
+            raise UserError(f"the posterior cannot be computed because {fitted.failure}; raise model.learning.regression.ridge.")
+        return AmortisedPosterior(sleep, fitted.weights(x))
+
+    def predict_step(self, x: Tensor, batch_idx: int) -> AmortisedPosterior:
+        """The amortised posterior of a batch of observations."""
+        return self.amortised_posterior(x, batch_idx)
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; no rank may raise or skip alone, or the others wait for it for ever."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return flag
+        return bool(self.trainer.strategy.reduce(torch.tensor(float(flag), device=self.device), reduce_op="sum"))
+
+    def skip(self, reason: str) -> Tensor:
+        """Count a skipped step and give the loss that moves nothing.
+
+        Raises:
+            UserError: too many steps in a row were skipped.
+        """
+        self.skipped_total += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.learning.max_skipped:
+            raise UserError(
+                f"{self.skipped_in_a_row} steps in a row were skipped (the last because {reason}); raise "
+                "model.learning.regression.ridge, or lower model.learning.learning_rate."
+            )
+        pl.utilities.rank_zero_warn(f"step {self.global_step} skipped: {reason}.")
+        return parameter_sum(self)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After skipped batches only, drop the gradients: a zero gradient would still move Adam."""
+        if not self.gradients_are_real:
+            optimizer.zero_grad(set_to_none=True)
+        self.gradients_are_real = False
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, one group for the model and one for kernel and ridge where they are trained."""
+        groups = [
+            {"params": [*self.generative.parameters()], "lr": self.learning.learning_rate, "name": "model"},
+            {"params": [*self.regression.parameters()], "lr": self.learning.kernel_learning_rate, "name": "kernel"},
+        ]
+        return torch.optim.Adam([group for group in groups if group["params"]])

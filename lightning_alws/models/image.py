@@ -1,0 +1,111 @@
+"""The deep generative image model: z ~ N(0, I), a decoder network, Bernoulli or Gaussian pixels.
+
+Source: EXPERIMENTS A.10; the decoder is a DCGAN generator without BatchNorm, or an MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_alws.errors import UserError
+from lightning_alws.generative import LatentVariableModel
+from lightning_alws.learning import AmortisedLearning, Learning
+from lightning_alws.likelihoods import LOG_2_PI, Bernoulli, Gaussian, Likelihood
+from lightning_alws.networks import DCGANDecoder, Decoder
+
+SQUEEZE = 1e-4  # Bernoulli means stay in [1e-4, 1 − 1e-4]: unbounded logits run away within some hundred steps
+
+
+class BernoulliPixels(nn.Module):
+    """Decoder output a (N, C, H, W) → Bernoulli with mean squeezed into [1e-4, 1 − 1e-4]."""
+
+    def forward(self, output: Tensor) -> Likelihood:
+        mean = SQUEEZE + (1 - 2 * SQUEEZE) * output.sigmoid()
+        return Bernoulli(mean.log() - (-mean).log1p())
+
+
+class GaussianPixels(nn.Module):
+    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1], with one learnt scale σ (1 at first)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, output: Tensor) -> Likelihood:
+        return Gaussian(output.tanh(), self.log_scale)
+
+
+PIXELS = {"bernoulli": BernoulliPixels, "gaussian": GaussianPixels}
+
+
+class ImageGenerator(LatentVariableModel):
+    """p(z) = N(0, I), p_θ(x|z) = pixels(decoder(z)); the generative part that every method on images shares.
+
+    Args:
+        image_shape: (C, H, W), from the data module.
+        likelihood: of the pixels, from the data module.
+        latent_dim: dimension of z.
+        decoder: builds the decoder from ``latent_dim`` and ``image_shape``.
+
+    Raises:
+        UserError: image shape or likelihood are missing or unknown, or ``latent_dim`` is below 1.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] | None,
+        likelihood: str | None,
+        latent_dim: int = 16,
+        decoder: Decoder = DCGANDecoder,
+    ) -> None:
+        super().__init__()
+        if image_shape is None or likelihood is None:
+            missing = "image_shape" if image_shape is None else "likelihood"
+            raise UserError(
+                f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
+                "image data modules, or define image_shape (C, H, W) and likelihood ('bernoulli' or 'gaussian') in yours."
+            )
+        if likelihood not in PIXELS:
+            raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(PIXELS)}.")
+        if latent_dim < 1:
+            raise UserError(f"model.latent_dim is {latent_dim}; give at least 1.")
+        self.latent_dim = latent_dim
+        self.decoder = decoder(latent_dim, tuple(image_shape))
+        self.pixels = PIXELS[likelihood]()
+
+    def sample_prior(self, count: int) -> Tensor:
+        reference = next(self.decoder.parameters())
+        return torch.randn(count, self.latent_dim, device=reference.device, dtype=reference.dtype)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        return -0.5 * (z.square() + LOG_2_PI).sum(-1)
+
+    def likelihood(self, z: Tensor) -> Likelihood:
+        # Back to the dtype of z where autocast lowered it: likelihoods of 1 000 pixels need float32.
+        return self.pixels(self.decoder(z).to(z.dtype))
+
+
+class ImageModel(AmortisedLearning):
+    """A deep generative model of images trained by amortised learning.
+
+    Args:
+        latent_dim: dimension of z.
+        decoder: the network from z to the image.
+        learning: how it is trained.
+        image_shape: (C, H, W); comes from the data module.
+        likelihood: "bernoulli" or "gaussian"; comes from the data module.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 16,
+        decoder: Decoder = DCGANDecoder,
+        learning: Learning = Learning(),  # noqa: B008 (frozen)
+        image_shape: tuple[int, int, int] | None = None,
+        likelihood: Literal["bernoulli", "gaussian"] | None = None,
+    ) -> None:
+        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder), learning)
+        self.save_hyperparameters()

@@ -1,0 +1,102 @@
+"""What every trained latent-variable model shares, whatever the method: noise streams and averaged weights."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_alws.errors import UserError
+from lightning_alws.generative import LatentVariableModel
+from lightning_alws.noise import global_seed, seeded
+
+PRIMITIVES = (bool, int, float, str, type(None))
+
+
+def is_primitive(value: Any) -> bool:
+    """Whether a hyperparameter can be stored and reloaded with ``weights_only=True``."""
+    if isinstance(value, dict):
+        return all(is_primitive(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_primitive(part) for part in value)
+    return isinstance(value, PRIMITIVES)
+
+
+class LatentVariableModule(pl.LightningModule):
+    """A latent-variable model in training; the learning method is the subclass's.
+
+    Args:
+        generative: p_θ(z) p_θ(x|z).
+        averaging: decay of an exponential moving average of the model's parameters, used wherever the model is
+            evaluated (0: none). The decay starts smaller, min(averaging, (1 + t)/(10 + t)) at step t, so that the
+            initial weights are forgotten.
+
+    Raises:
+        UserError: ``averaging`` is not in [0, 1).
+    """
+
+    def __init__(self, generative: LatentVariableModel, averaging: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= averaging < 1:
+            raise UserError(f"model.learning.averaging is {averaging}; give 0 for none, or a decay below 1, such as 0.999.")
+        self.generative = generative
+
+        def average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
+            decay = min(averaging, (1 + float(updates)) / (10 + float(updates)))
+            return averaged.lerp(current, 1 - decay)
+
+        # A module of its own, not Lightning's weight averaging: that one averages the kernel too, swaps weights
+        # during validation and forgets its last epoch.
+        self.averaged = AveragedModel(generative, avg_fn=average).requires_grad_(False) if averaging else None
+
+    @property
+    def evaluation_model(self) -> LatentVariableModel:
+        """The model to evaluate and sample from: the averaged one where there is one."""
+        return self.generative if self.averaged is None else self.averaged.module
+
+    def noise(self, stream: str, index: int | None = None) -> AbstractContextManager[None]:
+        """A block whose draws are seeded by (seed, stream, rank, index); the index is the batch count by default."""
+        if self._trainer is None:
+            return nullcontext()
+        # total_batch_idx and not global_step, which stands still under gradient accumulation.
+        index = self.trainer.fit_loop.total_batch_idx if index is None else index
+        return seeded(self.device, global_seed(), stream, self.global_rank, index)
+
+    def test_step(self, x: Tensor, batch_idx: int) -> None:
+        """Nothing: a method has no test figure of its own, the callbacks measure all models alike."""
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step of the optimiser, then of the averaged weights (here, so that no checkpoint falls between)."""
+        super().optimizer_step(*args, **kwargs)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.generative)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each parameter group by itself: a kernel's large gradient must not shrink the model's."""
+        if not gradient_clip_val:
+            return
+        for group in optimizer.param_groups:
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+            else:
+                torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep a checkpoint loadable as data: hyperparameters that are objects, as given from Python, stay out."""
+        if not is_primitive(dict(checkpoint.get("hyper_parameters", {}))):
+            checkpoint.pop("hyper_parameters")
+            checkpoint.pop("hparams_name", None)
+
+
+def parameter_sum(module: torch.nn.Module) -> Tensor:
+    """0·Σθ over the trained parameters: a loss that reaches every parameter and moves none."""
+    return sum((parameter.sum() * 0 for parameter in module.parameters() if parameter.requires_grad), torch.zeros(()))

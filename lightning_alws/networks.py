@@ -1,0 +1,115 @@
+"""Decoders, encoders and feature networks. None has BatchNorm: sleep and wake batches must pass the same function.
+
+Decoders give unbounded outputs; what they mean (logits, a mean before tanh) is the observation model's business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from lightning_alws.errors import UserError
+
+Decoder = Callable[[int, tuple[int, ...]], nn.Module]
+
+
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them, sizes = [in, hidden …, out]."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def small_normal(module: nn.Module, std: float = 0.01) -> None:
+    """Weights of every linear and convolutional layer ~ N(0, std²), the published initialisation; biases stay."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, std=std)
+
+
+def _doublings(event_shape: tuple[int, ...]) -> int:
+    """How many times a 4 × 4 map doubles to reach the image."""
+    _, height, width = event_shape
+    doublings = round(math.log2(height / 4)) if height >= 8 else 0
+    if height != width or height != 4 * 2**doublings or doublings < 1:
+        raise UserError(
+            f"a convolutional network needs square images of 8, 16, 32, 64, … pixels, but image_shape is "
+            f"{tuple(event_shape)}; pad the images or choose an MLP network."
+        )
+    return doublings
+
+
+class MLPDecoder(nn.Module):
+    """z (N, latent_dim) → (N, *event_shape) through fully connected layers with ReLU."""
+
+    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], hidden: list[int] = [256, 256]) -> None:  # noqa: B006
+        super().__init__()
+        self.net = nn.Sequential(mlp([latent_dim, *hidden, math.prod(event_shape)]), nn.Unflatten(1, event_shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z)
+
+
+class DCGANDecoder(nn.Module):
+    """z (N, latent_dim) → (N, C, H, W) by transposed 4 × 4 convolutions, 4 → 8 → … → H, no bias, no BatchNorm.
+
+    At 32 × 32 the widths are 4·ngf, 2·ngf, ngf (EXPERIMENTS A.10: ``dc_gen``, ngf = 64, weights N(0, 0.01²)).
+    """
+
+    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], ngf: int = 64) -> None:
+        super().__init__()
+        doublings = _doublings(event_shape)
+        widths = [ngf * 2**i for i in range(doublings - 1, -1, -1)]
+        layers: list[nn.Module] = [
+            nn.Unflatten(1, (latent_dim, 1, 1)),
+            nn.ConvTranspose2d(latent_dim, widths[0], 4, 1, 0, bias=False),
+        ]
+        for inputs, outputs in itertools.pairwise([*widths, event_shape[0]]):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)]
+        self.net = nn.Sequential(*layers)
+        small_normal(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z)
+
+
+class LinearFeatures(nn.Module):
+    """x → one linear layer of the flattened x, weights N(0, 0.01²) (EXPERIMENTS section 0: ``lin_feat``)."""
+
+    def __init__(self, event_shape: tuple[int, ...], width: int = 100) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(event_shape), width))
+        small_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class MLPFeatures(nn.Module):
+    """x → fully connected layers with ReLU on the flattened x, the last of ``width`` units linear."""
+
+    def __init__(self, event_shape: tuple[int, ...], hidden: list[int] = [256, 256], width: int = 32) -> None:  # noqa: B006
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), mlp([math.prod(event_shape), *hidden, width]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class ConvFeatures(nn.Module):
+    """x (N, C, H, W) → 4 × 4 convolutions of stride 2 down to 4 × 4, then a linear layer (``dc_feat`` without BatchNorm)."""
+
+    def __init__(self, event_shape: tuple[int, ...], ndf: int = 32, width: int = 100) -> None:
+        super().__init__()
+        widths = [event_shape[0], *(ndf * 2**i for i in range(_doublings(event_shape)))]
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)

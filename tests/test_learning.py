@@ -1,0 +1,229 @@
+"""The estimator against the truth: the identity that makes it cheap, consistency, and what sleep-centring buys."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from models import LearntPrior, LinearGaussian, flat_gradient
+from sklearn.kernel_ridge import KernelRidge as Oracle
+
+from lightning_alws.errors import UserError
+from lightning_alws.generative import LatentVariableModel, PlugIn
+from lightning_alws.kernels import GaussianKernel
+from lightning_alws.learning import AmortisedLearning, Learning, project_to_simplex
+from lightning_alws.networks import LinearFeatures
+from lightning_alws.objectives import KernelObjective, LogJointError, NaturalParameterError
+from lightning_alws.regression import KernelRidge
+
+
+def learner(model: LatentVariableModel, ridge: float = 1e-2, **settings) -> AmortisedLearning:
+    """A float64 module in no trainer; its log goes nowhere."""
+    settings.setdefault("regression", functools.partial(KernelRidge, ridge=ridge))
+    module = AmortisedLearning(model, Learning(**settings)).double()
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize("mode", ["plug-in", "direct"])
+@pytest.mark.parametrize("make", [LinearGaussian, LearntPrior])
+def test_gradient_of_the_prediction_is_the_regression_of_gradients(make, mode: str) -> None:
+    """∇_θ Ĵ(x*) = Σ_n W_n* ∇_θ log p_θ(z_n, ·), with scikit-learn's weights and one gradient for each sample."""
+    model = make()
+    module = learner(model, sleep_samples=25, mode=mode)
+    sleep, _ = module.sleep()
+    x = model.sleep(3).x
+    ours = [flat_gradient(value, model) for value in module.wake(module.regress(sleep), sleep, x)]
+
+    gamma = float(0.5 * torch.exp(-2 * module.regression.kernel.log_bandwidth))
+    oracle = Oracle(alpha=float(module.regression.ridge), kernel="rbf", gamma=gamma)
+    for query, gradient in zip(x, ours, strict=True):
+        per_sample = []
+        for n in range(len(sleep)):
+            z = sleep.z[n : n + 1]
+            target = query[None] if mode == "plug-in" else sleep.x[n : n + 1]
+            log_joint = model.likelihood(z).log_prob(target)
+            if model.prior_is_learnt:
+                log_joint = log_joint + model.log_prior(z)
+            per_sample.append(flat_gradient(log_joint.sum(), model))
+        reference = oracle.fit(sleep.x, torch.stack(per_sample)).predict(query[None])[0]
+        torch.testing.assert_close(gradient, torch.from_numpy(reference), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["plug-in", "direct"])
+def test_converges_to_the_exact_gradient(mode: str) -> None:
+    """RMS error of ∇_θ Ĵ(x) over x ~ p_θ, relative to the RMS exact gradient, falls with N."""
+    model = LinearGaussian(latent_dim=2, observed_dim=4, log_scale=0.0)
+    torch.manual_seed(1)
+    x = model.sleep(40).x
+    exact = torch.stack([flat_gradient(value, model) for value in model.log_marginal(x)])
+    errors = []
+    for count, repeats in ((250, 6), (1000, 3), (4000, 1)):
+        module = learner(model, sleep_samples=count, ridge=0.1, mode=mode)
+        differences = []
+        for _ in range(repeats):
+            sleep, _ = module.sleep()
+            values = module.wake(module.regress(sleep), sleep, x)
+            differences.append(torch.stack([flat_gradient(value, model) for value in values]) - exact)
+        errors.append(float(torch.stack(differences).square().mean().sqrt() / exact.square().mean().sqrt()))
+    assert errors[0] > 1.5 * errors[1] > 1.5 * 1.5 * errors[2]
+    assert errors[2] < 0.25, errors
+
+
+def test_centred_gradient_has_mean_zero_where_the_model_fits_and_the_plain_one_has_not() -> None:
+    """Data from the model at the same θ, small N, coarse kernel: plain is biased, centred is not, in every direction."""
+    means = {}
+    for centred in (False, True):
+        model = LinearGaussian()
+        module = learner(model, sleep_samples=20, held_out=50, ridge=1.0, centred=centred)
+        torch.manual_seed(2)
+        gradients = torch.stack(
+            [flat_gradient(module.training_step(model.sleep(50).x, 0), model) for _ in range(1500)]
+        )
+        means[centred] = gradients.mean(0) / (gradients.std(0) / len(gradients) ** 0.5)
+    assert means[False].abs().max() > 10  # standard errors
+    assert means[True].abs().max() < 4
+
+
+def test_centring_reaches_neither_kernel_nor_sleep_samples() -> None:
+    model = LinearGaussian()
+    module = learner(model, sleep_samples=30, centred=True)
+    assert list(module.regression.parameters()) == []
+    sleep, held_out = module.sleep()
+    assert not sleep.x.requires_grad
+    assert not held_out.z.requires_grad
+    assert len(held_out) == 200
+
+
+def test_held_out_samples_are_drawn_only_where_needed() -> None:
+    assert Learning().held_out_drawn == 0
+    assert Learning(centred=True).held_out_drawn == 200
+    assert Learning(kernel_objective=LogJointError()).held_out_drawn == 200
+
+
+class Generators(LinearGaussian):
+    """Counts passes through the generator."""
+
+    calls = 0
+
+    def likelihood(self, z):
+        type(self).calls += 1
+        return super().likelihood(z)
+
+
+def test_one_generator_pass_and_one_factorisation_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = learner(Generators(), sleep_samples=30, kernel_objective=LogJointError(), centred=True)
+    factorisations = []
+    original = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda a: factorisations.append(1) or original(a))
+    Generators.calls = 0
+    module.training_step(torch.randn(5, 3, dtype=torch.float64), 0).backward()
+    assert Generators.calls == 1
+    assert len(factorisations) == 1
+
+
+@pytest.mark.parametrize("objective", [LogJointError(), NaturalParameterError()])
+def test_adaptive_kernel_and_model_get_gradients_from_their_own_loss_alone(objective: KernelObjective) -> None:
+    regression = functools.partial(
+        KernelRidge, kernel=functools.partial(GaussianKernel, features=functools.partial(LinearFeatures, width=4))
+    )
+    model = LinearGaussian()
+    module = learner(model, sleep_samples=40, regression=regression, kernel_objective=objective)
+    sleep, held_out = module.sleep()
+    fitted = module.regress(sleep)
+    kernel_loss = objective(fitted.weights(held_out.x), sleep, held_out)
+    assert torch.all(flat_gradient(kernel_loss, model) == 0)
+    wake = module.wake(fitted, sleep, sleep.x[:5]).mean()
+    assert torch.all(flat_gradient(wake, module.regression) == 0)
+    module.training_step(sleep.x[:5], 0).backward()
+    without = [name for name, parameter in module.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert without == []
+    # A shift of all features changes no distance, so the features' bias alone may have a zero gradient.
+    zero = [name for name, p in module.named_parameters() if not (p.grad != 0).any()]
+    assert set(zero) <= {"regression.kernel.network.net.1.bias"}
+
+
+def test_kernel_objective_gradient_matches_finite_differences() -> None:
+    model = LinearGaussian()
+    for objective in (LogJointError(), NaturalParameterError()):
+        module = learner(model, sleep_samples=20, held_out=10, kernel_objective=objective)
+        sleep, held_out = module.sleep()
+        parameters = [*module.regression.parameters()]
+
+        def loss() -> torch.Tensor:
+            return objective(module.regress(sleep).weights(held_out.x), sleep, held_out)  # noqa: B023
+
+        gradients = torch.autograd.grad(loss(), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            step = 1e-6
+            with torch.no_grad():
+                parameter += step
+                above = loss()
+                parameter -= 2 * step
+                below = loss()
+                parameter += step
+            torch.testing.assert_close(gradient, (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
+
+
+def test_natural_parameter_error_is_its_definition() -> None:
+    model = LinearGaussian()
+    module = learner(model, sleep_samples=30, held_out=20, kernel_objective=NaturalParameterError())
+    sleep, held_out = module.sleep()
+    weights = module.regress(sleep).weights(held_out.x)
+    assert isinstance(sleep.joint, PlugIn)
+    precision = torch.exp(-2 * model.log_scale)
+    eta, eta_held = ((model.weight @ s.z.T).T * precision + model.bias * precision for s in (sleep, held_out))
+    psi, psi_held = (s.joint.likelihood.log_normaliser for s in (sleep, held_out))
+    errors = sum(((weights.T @ eta)[:, d] - eta_held[:, d]).square().mean() for d in range(3))
+    reference = errors / sum(eta[:, d].var() for d in range(3))
+    reference = reference + (weights.T @ psi - psi_held).square().mean() / psi.var()
+    torch.testing.assert_close(NaturalParameterError()(weights, sleep, held_out), reference)
+
+
+def test_vector_objective_refuses_the_direct_mode_and_names_the_other() -> None:
+    module = learner(LinearGaussian(), sleep_samples=20, kernel_objective=NaturalParameterError(), mode="direct")
+    with pytest.raises(UserError, match="LogJointError"):
+        module.training_step(torch.randn(4, 3, dtype=torch.float64), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sleep_samples": 1}, "sleep_samples is 1"),
+        ({"held_out": 0}, "held_out is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"averaging": 1.0}, "averaging is 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AmortisedLearning(LinearGaussian(), Learning(**settings))
+
+
+def test_posterior_expectation_is_the_exact_posterior_mean() -> None:
+    """E[z|x] of a linear-Gaussian model, by the weights alone, within the regression's error."""
+    model = LinearGaussian()
+    module = learner(model, sleep_samples=4000, ridge=1e-2)
+    x = model.sleep(50).x
+    posterior = module.amortised_posterior(x)
+    covariance = model.weight @ model.weight.T + torch.eye(3) * torch.exp(2 * model.log_scale)
+    exact = torch.linalg.solve(covariance, (x - model.bias).T).T @ model.weight
+    error = (posterior.expectation(posterior.sleep.z) - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert float(error) < 0.15
+    projected = posterior.projected()
+    assert (projected.weights >= 0).all()
+    assert float((projected.expectation(posterior.sleep.z) - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.5
+    assert (posterior.negative_mass > 0).any()
+
+
+def test_projection_onto_the_simplex_is_the_nearest_point() -> None:
+    """Against the optimality conditions: w = max(v − s, 0) with Σw = 1, and points of the simplex are kept."""
+    vectors = torch.randn(30, 5, dtype=torch.float64)
+    projected = project_to_simplex(vectors)
+    torch.testing.assert_close(projected.sum(0), torch.ones(5, dtype=torch.float64))
+    for v, w in zip(vectors.T, projected.T, strict=True):
+        shift = (v - w)[w > 0]
+        torch.testing.assert_close(shift, shift[:1].expand_as(shift))
+        assert (v[w == 0] <= shift[0] + 1e-12).all()
+    torch.testing.assert_close(project_to_simplex(projected), projected)
