@@ -30,6 +30,7 @@ from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
 
 CONFIGS = Path(__file__).parent / "configs"
+FROM_DATA = ("image_shape", "likelihood")  # what a model takes from the data module
 SECTIONS = {
     "checkpoint": callbacks.RunCheckpoint,
     "sample_grid": callbacks.SampleGrid,
@@ -72,7 +73,7 @@ class AlwsCLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after training")
         for section, callback in SECTIONS.items():
             parser.add_lightning_class_args(callback, section)
-        for attribute in ("image_shape", "likelihood"):
+        for attribute in FROM_DATA:
             parser.link_arguments(f"data.{attribute}", f"model.init_args.{attribute}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -82,6 +83,9 @@ class AlwsCLI(LightningCLI):
         nothing; and where ``last`` finds no file, training starts afresh.
         """
         config = self.config[self.config.subcommand]
+        for attribute in FROM_DATA:
+            if config.model.init_args.get(attribute) is not None:
+                raise UserError(f"model.{attribute} is given, but it comes from the data module; leave it out.")
         config.name = config.name or self._default_name(config)
         folder = Path(config.runs) / config.name
         if config.ckpt_path is None:
@@ -184,11 +188,27 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def condense(message: str) -> str:
-    """A parser's message of many lines as one, without what only a developer reads."""
-    lines = [line.strip() for line in message.splitlines()]
-    text = " ".join(line for line in lines if line and not line.startswith(("Given value type", "Given value:")))
-    text = re.sub(r"<class '([^']+)'>", r"\1", text)
+    """A parser's message of many lines as one sentence, without what only a developer reads.
+
+    jsonargparse reports each type it tried, one a line behind "- "; the last of them, None, says nothing.
+    """
+    message = re.sub(r"(?m)^\s*(Given value.*|- Expected a (<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
+    message = re.sub(r"(?m)^\s*- Expected a path but .*$", "", message)
+    message = message.replace("Does not validate against any of the Union subtypes", "")
+    message = re.sub(r"Expected a dot import path string: (\S+)", r"there is no class named \1; see --help for those there are", message)
+    message = re.sub(r"<class '([^']+)'>", r"\1", message)
+    text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
     return text if len(text) <= 600 else text[:600] + " …"
+
+
+def user_error_within(error: BaseException) -> BaseException:
+    """The UserError that an error was raised from, however deep (jsonargparse wraps those of constructors)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def print_results(trainer: Trainer) -> None:
@@ -232,10 +252,11 @@ def main(args: list[str] | None = None) -> int:
             parser_kwargs={"prog": "alws", "description": f"Amortised learning by wake-sleep. {list_configs()}"},
             args=args,
         )
-    except (UserError, MisconfigurationException, OSError, yaml.YAMLError) as error:
-        if debug:
+    except Exception as error:
+        cause = user_error_within(error)
+        if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
             raise
-        print(f"alws: {condense(str(error))}", file=sys.stderr)
+        print(f"alws: {condense(str(cause))}", file=sys.stderr)
         return 2
     return 0
 

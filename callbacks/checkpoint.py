@@ -27,5 +27,29 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Place the files in the run folder."""
-        self.dirpath = str(Path(trainer.default_root_dir) / FOLDER)
+        self.dirpath = str((Path(trainer.default_root_dir) / FOLDER).resolve())
         super().setup(trainer, pl_module, stage)
+
+    # Lightning saves the last checkpoint only where the best one was replaced: a run that is killed after hours
+    # without a new best would lose them.
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after the epoch, where Lightning does so rather than after the validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._should_save_on_train_epoch_end(trainer):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after the validation."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where training ended, be it between two validations; Lightning does so only if it never saved before."""
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        """Save ``last.ckpt`` unless this step is saved already."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -26,8 +26,9 @@ class FIDKID(Callback):
 
     The features are those of a LeNet trained once on the data set at hand (:mod:`lightning_alws.metrics.lenet`), fed
     with real and generated images in the space of the data. ``samples`` are draws x ~ p(x|z), ``means`` are E[x|z].
-    ``test/fid_floor`` and ``test/kid_floor`` compare training with test images: what a perfect model would get. The
-    number of real images compared always equals that of generated ones, since FID falls with it.
+    ``test/fid_floor`` and ``test/kid_floor`` compare training with test images: what a perfect model would get;
+    ``test/fid_pixels`` and ``test/kid_pixels`` are those of the independent-pixel model fitted to the training images,
+    which any model with latents should beat. The number of real images compared always equals that of generated ones, since FID falls with it.
 
     The same noise serves every validation, so that the figures of a run can be compared. All processes generate their
     share, gather the features once and compute the same figures. Does nothing where the data have no ``images`` and
@@ -168,6 +169,7 @@ class FIDKID(Callback):
         if split == "test":
             train = self._real_features(trainer, extractor, "train", count)
             self._compare("test/{}_floor", split, real[: len(train)], train)
+            self._compare("test/{}_pixels", split, real[: len(train)], self._independent_pixels(trainer, extractor, count))
             self._counts["floor"] = len(train)
         for name, value in self.figures.items():
             if name.startswith(f"{split}/"):
@@ -189,6 +191,15 @@ class FIDKID(Callback):
             rows = torch.randperm(len(images), generator=generator(self.seed, "fid", split))[:count]
             self._real[split] = _for_distances(extractor.features(images[rows.to(images.device)]))
         return self._real[split]
+
+    def _independent_pixels(self, trainer: pl.Trainer, extractor: Extractor, count: int) -> Tensor:
+        """Features of training images whose every pixel is shuffled between images, by itself."""
+        images = trainer.datamodule.images("train")  # type: ignore[attr-defined]
+        rows = torch.randperm(len(images), generator=generator(self.seed, "fid", "train"))[:count]
+        flat = images[rows.to(images.device)].flatten(1)
+        with seeded(flat.device, self.seed, "fid", "pixels"):
+            shuffled = flat.gather(0, torch.rand_like(flat).argsort(0))
+        return _for_distances(extractor.features(shuffled.view(len(rows), *images.shape[1:])))
 
     def _generated_features(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, extractor: Extractor, count: int

@@ -87,9 +87,10 @@ class LogLikelihood(Callback):
             return
         model, x, chunk = pl_module.evaluation_model, self._images(trainer, "test"), self._chunk(trainer)
         with seeded(pl_module.device, global_seed(), "log_likelihood", "test"):
-            pilot = monte_carlo_log_likelihood(model, x, min(PILOT_SAMPLES, self.num_samples), chunk)
+            pilot_samples = min(PILOT_SAMPLES, self.num_samples)
+            pilot = monte_carlo_log_likelihood(model, x, pilot_samples, chunk)
             # The number of effective samples grows at most in proportion to that of the samples.
-            hopeful = pilot.effective_samples.median() * self.num_samples / PILOT_SAMPLES >= RELIABLE
+            hopeful = pilot.effective_samples.median() * self.num_samples / pilot_samples >= RELIABLE
             if hopeful or not self.encoder_steps:
                 method, samples = "prior samples", self.num_samples
                 estimate = monte_carlo_log_likelihood(model, x, samples, chunk)

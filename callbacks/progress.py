@@ -9,31 +9,40 @@ import pytorch_lightning as pl
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import RichProgressBar
 
+from lightning_alws.errors import UserError
+
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar without a version number, and without an end where training goes by steps."""
+    """Lightning's rich progress bar with the step, and without the version number, which a run folder of its own does not need."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The logged figures of this bar; every run has a folder of its own, so no version number."""
+        """The step and the logged figures of this bar."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        if trainer.state.fn == "fit":
+            metrics = {"step": str(trainer.global_step), **metrics}
         return metrics
 
     def _get_train_description(self, current_epoch: int) -> str:
-        # Lightning writes "Epoch 4/-2" where max_epochs is -1.
-        steps = self.trainer.max_steps
-        return f"Epoch {current_epoch}, step {self.trainer.global_step}" + (f"/{steps}" if steps > 0 else "")
+        # Lightning would write "Epoch 4/-2" where max_epochs is -1.
+        return f"Epoch {current_epoch}"
 
 
 class Throughput(Callback):
     """Logs ``samples_per_second``, real observations over all ranks, between two measurements, validation left out.
 
     Args:
-        every_n_steps: how often.
+        every_n_steps: batches between two measurements.
+
+    Raises:
+        UserError: ``every_n_steps`` is below 1.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"throughput.every_n_steps is {every_n_steps}; give at least 1.")
         self.every_n_steps = every_n_steps
+        self._batches = 0
         self._observations = 0
         self._seconds = 0.0
         self._batch_started = 0.0
@@ -48,6 +57,7 @@ class Throughput(Callback):
         """Stop it, and log every so many batches."""
         self._seconds += time.monotonic() - self._batch_started
         self._observations += len(batch) * trainer.world_size
-        if (batch_idx + 1) % self.every_n_steps == 0 and self._seconds > 0:
+        self._batches += 1  # batch_idx begins again with each epoch, which may be shorter
+        if self._batches >= self.every_n_steps and self._seconds > 0:
             pl_module.log("samples_per_second", self._observations / self._seconds, prog_bar=True)
-            self._observations, self._seconds = 0, 0.0
+            self._batches, self._observations, self._seconds = 0, 0, 0.0

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
+from lightning_alws.errors import UserError
 from lightning_alws.generative import PlugIn, Sleep
 from lightning_alws.learning import AmortisedLearning
 from lightning_alws.likelihoods import Gaussian
@@ -27,22 +28,35 @@ class RegressionDiagnostics(Callback):
     * ``effective_samples``: (Σ_n |W_n*|)² / Σ_n W_n*², the number of sleep samples that a prediction rests on;
     * ``bandwidth``, ``ridge``, ``jitter`` (what had to be added to the ridge), ``skipped`` (steps, so far);
     * ``negative_residual_share``, for Gaussian likelihoods: the share of wake images with Σ_n W_n*‖x* − μ_n‖² < 0,
-      for which the plug-in objective grows without bound as σ falls. Warns once above one half.
+      for which the plug-in objective grows without bound as σ falls, and ``noise_scale``, σ. Warns once above one half.
 
     Args:
         every_n_steps: how often; each time costs about one training step without its backward pass.
+
+    Raises:
+        UserError: ``every_n_steps`` is below 1.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"diagnostics.every_n_steps is {every_n_steps}; give at least 1.")
         self.every_n_steps = every_n_steps
         self._warned = False
+        self._last_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure after the first step of this session at the earliest."""
+        self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure, every so many steps."""
-        if not isinstance(pl_module, AmortisedLearning) or trainer.global_step % self.every_n_steps:
+        step = trainer.global_step
+        # The step stands still over the batches whose gradients are accumulated.
+        if not isinstance(pl_module, AmortisedLearning) or step % self.every_n_steps or step == self._last_step:
             return
+        self._last_step = step
         with torch.no_grad():
             count, held_out = pl_module.learning.sleep_samples, pl_module.learning.held_out
             samples = pl_module.draw(count + held_out, "diagnostics")
@@ -53,7 +67,7 @@ class RegressionDiagnostics(Callback):
                     pl_module.log(f"regression/{name}", value, prog_bar=name == "held_out_error")
                 self._warn(figures)
             pl_module.log("regression/ridge", pl_module.regression.ridge)
-            pl_module.log("regression/bandwidth", pl_module.regression.kernel.log_bandwidth.exp())
+            pl_module.log("regression/bandwidth", pl_module.regression.kernel.bandwidth)
             pl_module.log("regression/jitter", fitted.factor.jitter)
             pl_module.log("regression/skipped", float(pl_module.skipped_total))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from importlib.metadata import version
@@ -30,6 +31,7 @@ class ResultsFile(Callback):
     def __init__(self) -> None:
         self._seconds_before = 0.0
         self._started: float | None = None
+        self._loaded: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The wall time so far, so that a resumed run counts all of it."""
@@ -38,6 +40,12 @@ class ResultsFile(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the wall time."""
         self._seconds_before = state["seconds"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember how far a loaded model was trained: in a test of its own, the trainer has taken no step."""
+        self._loaded = {"steps": checkpoint["global_step"], "epochs": checkpoint["epoch"]}
 
     @property
     def seconds(self) -> float:
@@ -59,15 +67,14 @@ class ResultsFile(Callback):
         self._write(trainer, pl_module, "tested")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """A run that failed says so."""
-        if trainer.state.fn == "predict":
+        """A run that failed says so; commands that write nothing here when they succeed write no failure either."""
+        if trainer.state.fn in ("validate", "predict"):
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
         first_line = next(iter(str(exception).splitlines()), "")
         self._write(trainer, pl_module, status, error=f"{type(exception).__name__}: {first_line}")
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: str, error: str | None = None) -> None:
-        # The step of training, of the loaded checkpoint in a test of its own.
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / FILE
@@ -75,15 +82,16 @@ class ResultsFile(Callback):
         testing = trainer.state.fn == "test"
         metrics = {
             **before.get("metrics", {}),
-            **{name: _finite(value) for name, value in sorted(trainer.callback_metrics.items())},
+            **{name: _finite(float(value)) for name, value in sorted(trainer.callback_metrics.items())},
         }
         provenance = dict(before.get("provenance", {}))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "provenance"):
-                provenance.update(callback.provenance())
+                provenance.update(_finite(callback.provenance()))
         training = {
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
+            **(self._loaded if testing else {}),
             "seconds": round(self.seconds, 1),
             "skipped_steps": getattr(pl_module, "skipped_total", 0),
         }
@@ -108,10 +116,13 @@ class ResultsFile(Callback):
         )
 
 
-def _finite(value: torch.Tensor) -> float | str:
-    """A number, or its name where JSON has none."""
-    number = float(value)
-    return number if abs(number) < float("inf") else str(number)
+def _finite(value: Any) -> Any:
+    """The same with NaN and infinities, for which JSON has no number, replaced by their names."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,8 +10,10 @@ from PIL import Image
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
+from lightning_alws.errors import UserError
 from lightning_alws.files import atomic_write
 from lightning_alws.noise import global_seed, seeded
 
@@ -25,11 +27,16 @@ def to_unit(images: Tensor, likelihood: str) -> Tensor:
 
 
 def picture(panels: list[Tensor], columns: int) -> Tensor:
-    """Panels of images (n, C, H, W) in [0, 1], tiled and set side by side on grey, shape (3, height, width)."""
+    """Panels of images (n, C, H, W) in [0, 1], tiled and set side by side on grey, shape (3, height, width).
+
+    A panel with fewer images than the others ends in grey tiles.
+    """
     scale = max(1, -(-LEAST_TILE // panels[0].shape[-1]))
+    count = max(len(panel) for panel in panels)
     grids = []
     for panel in panels:
         tiles = panel.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        tiles = pad(tiles, (0, 0, 0, 0, 0, 0, 0, count - len(panel)), value=0.5)
         grids.append(make_grid(tiles, nrow=columns, padding=1, pad_value=0.5))
     gap = torch.full((3, grids[0].shape[1], 16), 1.0)
     parts = [part for grid in grids for part in (grid.cpu(), gap)]
@@ -51,9 +58,14 @@ class SampleGrid(Callback):
 
     Args:
         rows: and as many columns in each of the three panels.
+
+    Raises:
+        UserError: ``rows`` is below 1.
     """
 
     def __init__(self, rows: int = 8) -> None:
+        if rows < 1:
+            raise UserError(f"sample_grid.rows is {rows}; give at least 1.")
         self.rows = rows
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -33,7 +33,7 @@ def small_normal(module: nn.Module, std: float = 0.01) -> None:
 
 def _doublings(event_shape: tuple[int, ...]) -> int:
     """How many times a 4 × 4 map doubles to reach the image."""
-    _, height, width = event_shape
+    height, width = event_shape[-2:] if len(event_shape) == 3 else (0, 0)
     doublings = round(math.log2(height / 4)) if height >= 8 else 0
     if height != width or height != 4 * 2**doublings or doublings < 1:
         raise UserError(

@@ -159,7 +159,7 @@ class KernelRidge(nn.Module):
     ) -> None:
         super().__init__()
         if not ridge > 0:
-            raise UserError(f"model.regression.ridge is {ridge}; give a positive number, such as 0.01.")
+            raise UserError(f"model.learning.regression.ridge is {ridge}; give a positive number, such as 0.01.")
         self.kernel = kernel(event_shape)
         self.log_ridge = nn.Parameter(torch.tensor(float(ridge)).log())
         self.intercept = intercept
@@ -177,6 +177,7 @@ class KernelRidge(nn.Module):
         """Factorise K + λI for sleep observations x (N, *event), N ≥ 2."""
         with full_precision(x.device):
             features = self.kernel.features(x)
+            self.kernel.observe(features)
             matrix = self._regularised(features)
             factor = safe_cholesky(matrix.detach(), self.ridge.detach(), lambda: self._regularised(features.double()))
         fitted = FittedRidge(self.kernel, features, matrix, factor, self.intercept)

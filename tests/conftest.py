@@ -8,7 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py
+sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, tests/idx_files.py
+
+from idx_files import write_idx_root  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache of feature extractors; all share one of their own."""
+    monkeypatch.setenv("ALWS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder with tiny MNIST and Fashion-MNIST files."""
+    root = tmp_path_factory.mktemp("root")
+    for name in ("MNIST", "FashionMNIST"):
+        write_idx_root(root, name)
+    return root
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import GaussianKernel, full_precision, squared_distances
+from lightning_alws.kernels import GaussianKernel, MedianKernel, full_precision, squared_distances
 from lightning_alws.networks import MLPFeatures
 
 
@@ -33,6 +33,18 @@ def test_a_given_bandwidth_is_kept() -> None:
     kernel = GaussianKernel((3,), bandwidth=2.0)
     kernel.initialise(torch.randn(20, 3))
     assert float(kernel.log_bandwidth.exp()) == pytest.approx(2.0)
+
+
+def test_median_kernel_follows_the_scale_of_the_sleep_features() -> None:
+    x = torch.randn(60, 3)
+    kernel = MedianKernel((3,), multiple=0.5)
+    weights = {}
+    for scale in (1.0, 40.0):
+        kernel.observe(scale * x)
+        assert float(kernel.bandwidth.detach()) == pytest.approx(0.5 * scale * np.median(pdist(x)), rel=1e-5)
+        weights[scale] = kernel.gram(scale * x)
+    torch.testing.assert_close(weights[1.0], weights[40.0])
+    assert set(dict(kernel.named_parameters())) == {"log_bandwidth"}
 
 
 def test_bandwidth_must_be_positive() -> None:

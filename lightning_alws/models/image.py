@@ -28,17 +28,23 @@ class BernoulliPixels(nn.Module):
 
 
 class GaussianPixels(nn.Module):
-    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1], with one learnt scale σ (1 at first)."""
+    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1], σ² = floor² + s² with s learnt (1 at first).
 
-    def __init__(self) -> None:
+    Where σ is small, the regression's signed weights make Σ_n W_n ‖x* − μ_n‖² negative for most images and the
+    plug-in objective has no maximum in σ: it runs to 0. A floor restricts the model, not the estimator, whose
+    gradient stays a consistent one of the likelihood.
+    """
+
+    def __init__(self, noise_floor: float) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(()))
+        self.noise_floor = noise_floor
 
     def forward(self, output: Tensor) -> Likelihood:
-        return Gaussian(output.tanh(), self.log_scale)
+        return Gaussian(output.tanh(), 0.5 * (self.noise_floor**2 + (2 * self.log_scale).exp()).log())
 
 
-PIXELS = {"bernoulli": BernoulliPixels, "gaussian": GaussianPixels}
+LIKELIHOODS = ("bernoulli", "gaussian")
 
 
 class ImageGenerator(LatentVariableModel):
@@ -49,9 +55,10 @@ class ImageGenerator(LatentVariableModel):
         likelihood: of the pixels, from the data module.
         latent_dim: dimension of z.
         decoder: builds the decoder from ``latent_dim`` and ``image_shape``.
+        noise_floor: least σ of Gaussian pixels.
 
     Raises:
-        UserError: image shape or likelihood are missing or unknown, or ``latent_dim`` is below 1.
+        UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class ImageGenerator(LatentVariableModel):
         likelihood: str | None,
         latent_dim: int = 16,
         decoder: Decoder = DCGANDecoder,
+        noise_floor: float = 0.0,
     ) -> None:
         super().__init__()
         if image_shape is None or likelihood is None:
@@ -68,13 +76,15 @@ class ImageGenerator(LatentVariableModel):
                 f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
                 "image data modules, or define image_shape (C, H, W) and likelihood ('bernoulli' or 'gaussian') in yours."
             )
-        if likelihood not in PIXELS:
-            raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(PIXELS)}.")
+        if likelihood not in LIKELIHOODS:
+            raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}.")
         if latent_dim < 1:
             raise UserError(f"model.latent_dim is {latent_dim}; give at least 1.")
+        if not 0 <= noise_floor < 1:
+            raise UserError(f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1].")
         self.latent_dim = latent_dim
         self.decoder = decoder(latent_dim, tuple(image_shape))
-        self.pixels = PIXELS[likelihood]()
+        self.pixels = BernoulliPixels() if likelihood == "bernoulli" else GaussianPixels(noise_floor)
 
     def sample_prior(self, count: int) -> Tensor:
         reference = next(self.decoder.parameters())
@@ -95,6 +105,8 @@ class ImageModel(AmortisedLearning):
         latent_dim: dimension of z.
         decoder: the network from z to the image.
         learning: how it is trained.
+        noise_floor: least noise scale σ of Gaussian pixels in [−1, 1]; with 0, training on grey images diverges
+            sooner or later. Binary pixels have none.
         image_shape: (C, H, W); comes from the data module.
         likelihood: "bernoulli" or "gaussian"; comes from the data module.
     """
@@ -104,8 +116,9 @@ class ImageModel(AmortisedLearning):
         latent_dim: int = 16,
         decoder: Decoder = DCGANDecoder,
         learning: Learning = Learning(),  # noqa: B008 (frozen)
+        noise_floor: float = 0.3,
         image_shape: tuple[int, int, int] | None = None,
         likelihood: Literal["bernoulli", "gaussian"] | None = None,
     ) -> None:
-        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder), learning)
+        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor), learning)
         self.save_hyperparameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,8 +156,19 @@ def test_figures_are_those_of_the_images(tmp_path: Path, cache: str) -> None:
     kid, _ = kernel_distance(real, means, 50, 10, generator(0, "kid", "test"))
     assert logged["test/kid_means"] == pytest.approx(kid, rel=1e-4)
     assert logged["test/fid_floor"] == pytest.approx(frechet_distance(real, subset("train")), rel=1e-4)
+    assert logged["test/fid_pixels"] > 5 * logged["test/fid_floor"]
     assert logged["test/fid_samples"] != logged["test/fid_means"]
     assert fid_kid.provenance()["fid_kid"]["images_compared"] == {"test": 100, "floor": 100}
+
+
+def test_independent_pixels_keep_every_pixels_law_and_nothing_else(cache: str) -> None:
+    data, fid_kid = Stripes(), callback(cache)
+    pixels = SimpleNamespace(features=lambda images: images.flatten(1))
+    shuffled = fid_kid._independent_pixels(SimpleNamespace(datamodule=data), pixels, 10**6)
+    train = data.images("train").flatten(1)
+    torch.testing.assert_close(shuffled.sort(0).values, train.sort(0).values)
+    independent, real = (torch.corrcoef(images.T).nan_to_num().fill_diagonal_(0).abs().max() for images in (shuffled, train))
+    assert independent < 0.5 * real
 
 
 def test_figures_fall_towards_the_law_of_the_data(tmp_path: Path, cache: str) -> None:

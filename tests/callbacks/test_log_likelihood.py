@@ -1,0 +1,255 @@
+"""The log-likelihood of held-out images against the exact one, and by the estimator that can be trusted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from models import LinearGaussian
+from runs import Images, Numbers, image_model, trainer
+from torch import Tensor
+
+from callbacks.log_likelihood import LogLikelihood
+from lightning_alws.errors import UserError
+from lightning_alws.learning import AmortisedLearning, Learning
+from lightning_alws.likelihoods import Gaussian
+from lightning_alws.networks import MLPDecoder
+
+PRIOR = "prior samples"
+IMPORTANCE = "importance sampling with a Gaussian encoder fitted to sleep samples"
+
+
+class LinearImages(LinearGaussian):
+    """The linear-Gaussian model, its four observations as images (1, 2, 2)."""
+
+    def __init__(self, log_scale: float) -> None:
+        super().__init__(2, 4, log_scale)
+        self.float()
+
+    def likelihood(self, z: Tensor) -> Gaussian:
+        flat = super().likelihood(z)
+        assert isinstance(flat, Gaussian)
+        return Gaussian(flat.mean.unflatten(-1, (1, 2, 2)), self.log_scale)
+
+    def exact(self, x: Tensor) -> Tensor:
+        """log p(x_b), shape (B,), float64."""
+        weight, bias, log_scale = (p.detach().double() for p in (self.weight, self.bias, self.log_scale))
+        covariance = weight @ weight.T + torch.eye(4).double() * (2 * log_scale).exp()
+        return torch.distributions.MultivariateNormal(bias, covariance).log_prob(x.flatten(1).double())
+
+
+def linear(log_scale: float, count: int = 30) -> tuple[AmortisedLearning, Images]:
+    """The model in a module, and images drawn from it."""
+    model = LinearImages(log_scale)
+    torch.manual_seed(6)
+    x = model.sleep(3 * count).x
+    splits = dict(zip(("train", "val", "test"), x.split(count), strict=True))
+    module = AmortisedLearning(model, Learning(sleep_samples=20, learning_rate=1e-30))
+    return module, Images("gaussian", (1, 2, 2), splits, batch_size=10)
+
+
+def run_test(folder: Path, module: Any, data: Any, callback: LogLikelihood, **changes: Any) -> dict[str, float]:
+    run = trainer(folder, [callback], **changes)
+    (logged,) = run.test(module, datamodule=data, verbose=False)
+    return logged
+
+
+def test_prior_samples_where_they_suffice(tmp_path: Path) -> None:
+    module, data = linear(0.0)
+    callback = LogLikelihood(num_samples=20_000)
+    logged = run_test(tmp_path, module, data, callback)
+    exact = module.generative.exact(data.images("test"))  # type: ignore[operator]
+    assert logged["test/log_likelihood"] == pytest.approx(float(exact.mean()), abs=0.02)
+    assert logged["test/effective_samples"] > 100
+    assert logged["test/log_likelihood_reliable"] == 1
+    provenance = callback.provenance()["log_likelihood"]
+    assert (provenance["method"], provenance["samples_per_image"], provenance["images"]) == (PRIOR, 20_000, 30)
+    assert provenance["standard_error"] == pytest.approx(float(exact.std()) / 30**0.5, rel=0.02)
+
+
+def test_importance_sampling_where_they_do_not(tmp_path: Path) -> None:
+    """σ = e⁻⁴: prior samples miss the posterior. The encoder is fitted inside of Lightning's inference mode."""
+    module, data = linear(-4.0)
+    exact = float(module.generative.exact(data.images("test")).mean())  # type: ignore[operator]
+    wrong = run_test(tmp_path, module, data, LogLikelihood(num_samples=2_000, encoder_steps=0))
+    assert wrong["test/log_likelihood"] < exact - 1
+    callback = LogLikelihood(num_samples=2_000, encoder_steps=800, importance_samples=1_000)
+    logged = run_test(tmp_path, module, data, callback)
+    assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.2)
+    assert logged["test/log_likelihood_reliable"] == 1
+    provenance = callback.provenance()["log_likelihood"]
+    assert (provenance["method"], provenance["samples_per_image"]) == (IMPORTANCE, 1_000)
+
+
+@pytest.mark.parametrize("num_samples", [300, 3_000, 30_000])
+def test_the_method_follows_from_the_samples_that_will_be_effective(tmp_path: Path, num_samples: int) -> None:
+    """Prior samples if at least ten of them are effective, however few there are in all, and only then."""
+    for log_scale in (0.0, -1.0, -2.0):
+        module, data = linear(log_scale, count=12)
+        callback = LogLikelihood(num_samples=num_samples, encoder_steps=2, importance_samples=10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run_test(tmp_path, module, data, callback)
+            alone = run_test(tmp_path, module, data, LogLikelihood(num_samples=num_samples, encoder_steps=0))
+        effective = alone["test/effective_samples"]
+        if abs(math.log(effective / 10)) < 0.3:
+            continue  # the pilot may decide either way
+        expected = PRIOR if effective > 10 else IMPORTANCE
+        assert callback.provenance()["log_likelihood"]["method"] == expected, (log_scale, effective)
+
+
+def test_unreliable_figures_are_marked_and_said(tmp_path: Path) -> None:
+    module, data = linear(-4.0)
+    with pytest.warns(UserWarning, match="is unreliable"):
+        logged = run_test(tmp_path, module, data, LogLikelihood(num_samples=500, encoder_steps=0))
+    assert logged["test/log_likelihood_reliable"] == 0
+    assert logged["test/effective_samples"] < 10
+    module, data = linear(0.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*unreliable.*")
+        run_test(tmp_path, module, data, LogLikelihood(num_samples=2_000))
+
+
+def fit(folder: Path, module: Any, data: Any, callback: LogLikelihood, **changes: Any) -> pl.Trainer:
+    run = trainer(folder, [callback], **({"max_steps": 1} | changes))
+    run.fit(module, datamodule=data)
+    return run
+
+
+def test_validation(tmp_path: Path) -> None:
+    module, data = linear(0.0)
+    callback = LogLikelihood(val_samples=20_000)
+    figures = fit(tmp_path, module, data, callback).callback_metrics
+    exact = float(module.generative.exact(data.images("val")).mean())  # type: ignore[operator]
+    assert float(figures["val/log_likelihood"]) == pytest.approx(exact, abs=0.02)
+    assert float(figures["val/effective_samples"]) > 100
+    assert "test/log_likelihood" not in figures
+    assert callback.provenance() == {}  # that of the test figure
+
+
+def test_every_validation_and_a_rerun_use_the_same_draws(tmp_path: Path) -> None:
+    module, data = linear(0.0)
+    values = []
+    for seed, steps in ((1, 1), (2, 3)):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        run = fit(tmp_path, module, data, LogLikelihood(val_samples=50), max_steps=steps)
+        values.append(float(run.callback_metrics["val/log_likelihood"]))
+        assert torch.equal(state, torch.get_rng_state())
+    assert values[0] == values[1]
+
+
+def test_no_randomness_is_used_up_by_the_encoder(tmp_path: Path) -> None:
+    module, data = linear(-4.0)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    callback = LogLikelihood(num_samples=100, encoder_steps=3, importance_samples=3)
+    first = run_test(tmp_path, module, data, callback)
+    assert callback.provenance()["log_likelihood"]["method"] == IMPORTANCE
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(p.grad is not None for p in module.parameters())
+    torch.manual_seed(2)
+    assert run_test(tmp_path, module, data, callback) == first
+
+
+def test_first_images_of_the_split_at_most(tmp_path: Path) -> None:
+    module, data = linear(0.0)
+    callback = LogLikelihood(num_samples=20_000, max_images=5)
+    logged = run_test(tmp_path, module, data, callback)
+    exact = float(module.generative.exact(data.images("test")[:5]).mean())  # type: ignore[operator]
+    assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.05)
+    assert callback.provenance()["log_likelihood"]["images"] == 5
+    run_test(tmp_path, module, data, callback := LogLikelihood(num_samples=2_000, max_images=1))
+    assert callback.provenance()["log_likelihood"]["standard_error"] is None
+
+
+def test_the_averaged_model_is_measured(tmp_path: Path) -> None:
+    model = image_model(averaging=0.9)
+    figures = []
+    for value in (None, 100.0):
+        if value is not None:
+            with torch.no_grad():
+                for parameter in model.generative.parameters():
+                    parameter.fill_(value)
+        figures.append(run_test(tmp_path, model, Images(), LogLikelihood(num_samples=200, encoder_steps=0)))
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 16), (1, 28, 28), (3, 20, 24)], ids=str)
+def test_encoder_for_images_of_every_size(tmp_path: Path, likelihood: str, shape: tuple[int, int, int]) -> None:
+    """A test after hours of training must not end because an image is not 16, 32, … pixels wide."""
+    model = image_model(likelihood, shape)
+    callback = LogLikelihood(num_samples=10, encoder_steps=2, importance_samples=5)
+    logged = run_test(tmp_path, model, Images(likelihood, shape), callback)
+    assert callback.provenance()["log_likelihood"]["method"] == IMPORTANCE
+    assert math.isfinite(logged["test/log_likelihood"])
+
+
+@pytest.mark.parametrize("encoder_steps", [0, 2])
+def test_in_double_precision(tmp_path: Path, encoder_steps: int) -> None:
+    """The trainer converts its batches; the images that the callback takes are still float32."""
+    callback = LogLikelihood(num_samples=10, val_samples=10, encoder_steps=encoder_steps, importance_samples=5)
+    model, data = image_model(), Images()
+    run = trainer(tmp_path, [callback], precision="64-true")
+    run.fit(model, datamodule=data)
+    run.test(model, datamodule=data, verbose=False)
+    assert math.isfinite(run.callback_metrics["test/log_likelihood"])
+
+
+class Bare(pl.LightningModule):
+    """Another method's module: no model to evaluate."""
+
+    def test_step(self, x: Tensor, batch_idx: int) -> None:
+        pass
+
+    validation_step = test_step
+
+
+@pytest.mark.parametrize("case", ["other data", "no model", "fast_dev_run", "val_samples=0"])
+def test_does_nothing_where_it_does_not_apply(tmp_path: Path, case: str) -> None:
+    callback = LogLikelihood(num_samples=10, val_samples=0 if case == "val_samples=0" else 10)
+    module = Bare() if case == "no model" else image_model()
+    data = Numbers() if case == "other data" else Images()
+    run = trainer(tmp_path, [callback], fast_dev_run=case == "fast_dev_run")
+    run.validate(module, datamodule=data, verbose=False)
+    assert not any("log_likelihood" in name for name in run.callback_metrics)
+    if case != "val_samples=0":
+        run.test(module, datamodule=data, verbose=False)
+        assert not any("log_likelihood" in name for name in run.callback_metrics)
+        assert callback.provenance() == {}
+
+
+def test_not_in_the_sanity_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("callbacks.log_likelihood.monte_carlo_log_likelihood", fail)
+    fit(tmp_path, image_model(), Images(), LogLikelihood(), num_sanity_val_steps=1, val_check_interval=2)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "val_samples", "max_images", "encoder_steps", "importance_samples"])
+def test_senseless_numbers_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"log_likelihood.{name} is -1"):
+        LogLikelihood(**{name: -1})
+
+
+def test_decoder_of_the_image_model_has_a_likelihood_too(tmp_path: Path) -> None:
+    """One latent point: log p(x) = log p(x|z) exactly, by torch's Bernoulli."""
+    model = image_model()
+    assert isinstance(model.generative.decoder, MLPDecoder)
+    with torch.no_grad():
+        for parameter in model.generative.parameters():
+            parameter.zero_()
+        next(iter(reversed(list(model.generative.parameters())))).fill_(0.7)  # the last bias: z has no effect
+    data = Images()
+    logged = run_test(tmp_path, model, data, LogLikelihood(num_samples=50))
+    mean = 1e-4 + (1 - 2e-4) * torch.tensor(0.7).sigmoid()
+    exact = torch.distributions.Bernoulli(mean).log_prob(data.images("test")).flatten(1).sum(1).mean()
+    assert logged["test/log_likelihood"] == pytest.approx(float(exact), rel=1e-5)
+    assert logged["test/effective_samples"] == pytest.approx(50, rel=1e-4)

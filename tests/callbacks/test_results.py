@@ -1,0 +1,272 @@
+"""``results.json``: the status, the figures, the wall time, and a file that is never half-written."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from runs import Images, image_model, trainer
+
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.results import ResultsFile
+from lightning_alws.errors import UserError
+
+
+def read(folder: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+
+
+class Action(pl.Callback):
+    """Calls a function after a training batch, and after a test batch."""
+
+    def __init__(self, act: Any, batch: int = 0) -> None:
+        self.act, self.batch = act, batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            self.act()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.state.fn == "validate":
+            self.act()
+
+
+class Figures(pl.Callback):
+    """A figure of the test, and where it comes from."""
+
+    def __init__(self, figure: float = 0.5, **provenance: Any) -> None:
+        self.figure, self._provenance = figure, provenance
+
+    def provenance(self) -> dict[str, Any]:
+        return self._provenance
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("train/figure", self.figure)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("test/figure", self.figure)
+
+
+def raising(exception: BaseException) -> Any:
+    def act() -> None:
+        raise exception
+
+    return act
+
+
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """Lightning ignores SIGINT from its first interrupt on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_running_then_fitted_then_tested(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    model, callbacks = image_model(), [ResultsFile(), Action(lambda: seen.append(read(tmp_path))), Figures()]
+    run = trainer(tmp_path, callbacks, max_steps=4)
+    run.fit(model, datamodule=Images())
+    assert seen[0]["status"] == "running"
+    fitted = read(tmp_path)
+    assert fitted["status"] == "fitted"
+    assert fitted["training"] == {"steps": 4, "epochs": 1, "seconds": pytest.approx(0, abs=60), "skipped_steps": 0}
+    assert {"train/objective", "train/figure", "val/objective"} <= set(fitted["metrics"])
+    assert (fitted["model"], fitted["data"], fitted["seed"]) == ("ImageModel", "Images", 0)
+    assert torch.__version__.startswith(fitted["versions"]["torch"])
+    assert fitted["machine"]["processes"] == 1
+    assert "error" not in fitted
+
+    run.test(model, datamodule=Images(), verbose=False)
+    tested = read(tmp_path)
+    assert tested["status"] == "tested"
+    assert tested["metrics"] == {**fitted["metrics"], "test/figure": 0.5}
+    assert tested["training"] == fitted["training"]
+
+
+def test_tested_by_another_process_later(tmp_path: Path) -> None:
+    """Another trainer, another model object: figures and time of the training stay."""
+    run = trainer(tmp_path, [ResultsFile(), RunCheckpoint(monitor=None), Figures(0.25)], max_steps=3)
+    run.fit(image_model(), datamodule=Images())
+    fitted = read(tmp_path)
+    later = trainer(tmp_path, [ResultsFile(), Figures(0.5)])
+    later.test(image_model(), datamodule=Images(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt", verbose=False)
+    tested = read(tmp_path)
+    assert tested["status"] == "tested"
+    assert tested["training"] == fitted["training"]
+    assert tested["metrics"] == {**fitted["metrics"], "test/figure": 0.5}
+
+
+def test_a_test_of_its_own_gives_the_training_of_the_checkpoint(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", [ResultsFile(), RunCheckpoint(monitor=None)], max_steps=6)
+    run.fit(image_model(), datamodule=Images())
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    later = trainer(tmp_path / "b", [ResultsFile(), Figures()])
+    later.test(image_model(), datamodule=Images(), ckpt_path=last, verbose=False)
+    results = read(tmp_path / "b")
+    assert (results["training"]["steps"], results["training"]["epochs"]) == (6, 1)
+    assert set(results["metrics"]) == {"test/figure"}
+
+
+def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
+    action = Action(raising(UserError("raise the ridge\nand more")), batch=2)
+    with pytest.raises(UserError):
+        trainer(tmp_path, [ResultsFile(), action]).fit(image_model(), datamodule=Images())
+    results = read(tmp_path)
+    assert results["status"] == "failed"
+    assert results["error"] == "UserError: raise the ridge"
+    assert results["training"]["steps"] == 3
+    assert "train/objective" in results["metrics"]
+    # Taken up again, it is no longer a failed one.
+    trainer(tmp_path, [ResultsFile()]).fit(image_model(), datamodule=Images())
+    assert read(tmp_path)["status"] == "fitted"
+    assert "error" not in read(tmp_path)
+
+
+@pytest.mark.usefixtures("_interrupts")
+def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+    action = Action(raising(KeyboardInterrupt()), batch=1)
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, [ResultsFile(), action]).fit(image_model(), datamodule=Images())
+    assert read(tmp_path)["status"] == "interrupted"
+    assert read(tmp_path)["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_what_fails_outside_of_a_run_changes_nothing(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = image_model()
+    trainer(tmp_path, [ResultsFile(), Figures()]).fit(model, datamodule=Images())
+    before = read(tmp_path)
+    later = trainer(tmp_path, [ResultsFile(), Action(raising(ValueError("a mistake")))])
+    monkeypatch.setattr(model, "predict_step", raising(ValueError("a mistake")))
+    with pytest.raises((ValueError, TypeError)):
+        getattr(later, command)(model, datamodule=Images())
+    assert read(tmp_path) == before
+
+
+def test_a_failing_test_keeps_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = image_model()
+    trainer(tmp_path, [ResultsFile(), Figures()]).fit(model, datamodule=Images())
+    before = read(tmp_path)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no figures")
+
+    monkeypatch.setattr(Figures, "on_test_epoch_end", fail)
+    with pytest.raises(ValueError, match="no figures"):
+        trainer(tmp_path, [ResultsFile(), Figures()]).test(model, datamodule=Images(), verbose=False)
+    after = read(tmp_path)
+    assert (after["status"], after["error"]) == ("failed", "ValueError: no figures")
+    assert (after["training"], after["metrics"]) == (before["training"], before["metrics"])
+
+
+class Clock:
+    """Ten seconds pass in each training batch, a thousand in a test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Ticking(pl.Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.clock.now += 10
+
+    def on_test_start(self, *_: Any) -> None:
+        self.clock.now += 1000
+
+
+def test_wall_time_accumulates_over_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("callbacks.results.time", SimpleNamespace(monotonic=clock.monotonic))
+
+    def session(steps: int, checkpoint: Path | None) -> dict[str, Any]:
+        callbacks = [Ticking(clock), RunCheckpoint(monitor=None), ResultsFile()]
+        run, model = trainer(tmp_path, callbacks, max_steps=steps), image_model()
+        run.fit(model, datamodule=Images(), ckpt_path=checkpoint)
+        run.test(model, datamodule=Images(), verbose=False)
+        return read(tmp_path)["training"]
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert session(4, None)["seconds"] == 40
+    clock.now += 1e6  # the machine was off
+    assert session(8, last)["seconds"] == 80
+    assert session(12, last) == {"steps": 12, "epochs": 3, "seconds": 120, "skipped_steps": 0}
+
+
+@pytest.mark.filterwarnings("ignore:step .* skipped")
+def test_skipped_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = image_model()
+    original = model.regression.fit
+
+    def fit(x: torch.Tensor) -> Any:
+        fitted = original(x)
+        fitted.failure = "a failure was planted" if model.trainer.fit_loop.total_batch_idx in (0, 2) else None
+        return fitted
+
+    monkeypatch.setattr(model.regression, "fit", fit)
+    trainer(tmp_path, [ResultsFile()], limit_val_batches=0).fit(model, datamodule=Images())
+    assert read(tmp_path)["training"]["skipped_steps"] == 2
+
+
+@pytest.mark.parametrize(("figure", "name"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
+def test_figures_that_are_no_numbers_are_named(tmp_path: Path, figure: float, name: str) -> None:
+    """In the metrics and in what callbacks say of them: no reader of JSON takes NaN."""
+    callbacks = [ResultsFile(), Figures(figure, error={"standard_error": figure, "counts": [1, figure], "by": "hand"})]
+    trainer(tmp_path, callbacks).test(image_model(), datamodule=Images(), verbose=False)
+    results = read(tmp_path)
+    assert results["metrics"]["test/figure"] == name
+    assert results["provenance"] == {"error": {"standard_error": name, "counts": [1, name], "by": "hand"}}
+
+
+def test_provenance_of_all_callbacks_is_kept_from_training_to_test(tmp_path: Path) -> None:
+    model, data = image_model(), Images()
+    trainer(tmp_path, [ResultsFile(), Figures(a={"count": 1}), Figures(b=2)]).fit(model, datamodule=data)
+    assert read(tmp_path)["provenance"] == {"a": {"count": 1}, "b": 2}
+    trainer(tmp_path, [ResultsFile(), Figures(b=3)]).test(model, datamodule=data, verbose=False)
+    assert read(tmp_path)["provenance"] == {"a": {"count": 1}, "b": 3}
+
+
+def test_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = image_model()
+    run = trainer(tmp_path, [ResultsFile()])
+    run.fit(model, datamodule=Images())
+    before = (tmp_path / "results.json").read_bytes()
+
+    def half(content: Any, file: Any, **_: Any) -> None:
+        file.write('{"status": "te')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning_alws.files.json.dump", half)
+    with pytest.raises(OSError, match="No space left"):
+        run.test(model, datamodule=Images(), verbose=False)
+    assert (tmp_path / "results.json").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
+    trainer(tmp_path, [ResultsFile()], fast_dev_run=True).fit(image_model(), datamodule=Images())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_without_a_data_module(tmp_path: Path) -> None:
+    loader = Images().train_dataloader()
+    trainer(tmp_path, [ResultsFile()], limit_val_batches=0).fit(image_model(), loader)
+    assert read(tmp_path)["status"] == "fitted"

@@ -1,0 +1,236 @@
+"""The command line as a user meets it: a run, its folder, resuming, predicting, and every mistake as one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from cli import CONFIGS, condense, flatten, main
+
+QUICKSTART = str(CONFIGS / "quickstart.yaml")
+SMALL = ["--model.learning.sleep_samples", "40", "--model.learning.held_out", "20", "--model.decoder.hidden", "[8]",
+         "--trainer.val_check_interval", "5", "--log_likelihood.num_samples", "500", "--log_likelihood.val_samples", "200",
+         "--fid_kid.kid_subsets", "2", "--trainer.enable_progress_bar", "false",
+         "--trainer.enable_model_summary", "false"]  # fmt: skip
+
+
+def fit(folder: Path, *more: str, name: str = "run") -> int:
+    return main(["fit", "--config", QUICKSTART, "--runs", str(folder), "--name", name, *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of ten steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert fit(folder, "--trainer.max_steps", "10") == 0
+    return folder / "run"
+
+
+def parameters(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def test_run_folder_holds_everything(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert results["status"] == "tested"
+    assert results["training"]["steps"] == 10
+    assert results["data"] == "Digits"
+    assert results["seed"] == 0
+    assert {"test/fid_samples", "test/fid_floor", "test/kid_means", "test/log_likelihood"} <= set(results["metrics"])
+    assert results["provenance"]["fid_kid"]["extractor_hash"]
+    assert results["provenance"]["log_likelihood"]["samples_per_image"] == 500
+    assert {"alws", "torch", "pytorch-lightning"} <= set(results["versions"])
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(file.name for file in (run / "samples").iterdir()) == ["step_000005.png", "step_000010.png", "test.png"]
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_saved_config_reruns_to_the_same_result(run: Path, tmp_path: Path) -> None:
+    assert main(["fit", "--config", str(run / "config.yaml"), "--runs", str(tmp_path)]) == 0
+    again, before = (parameters(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path / "run", run))
+    assert again.keys() == before.keys()
+    assert all(torch.equal(again[name], before[name]) for name in before)
+    metrics = [json.loads((folder / "results.json").read_text())["metrics"] for folder in (tmp_path / "run", run)]
+    for figures in metrics:
+        figures.pop("samples_per_second", None)
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        [],
+        ["--model.learning.kernel_objective", "LogJointError", "--model.learning.regression.kernel.features", "LinearFeatures"],
+    ],
+    ids=["fixed kernel", "adaptive kernel"],
+)  # fmt: skip
+def test_resumed_run_equals_an_uncut_one(tmp_path: Path, method: list[str]) -> None:
+    """Cut in the middle of an epoch (14 batches each); parameters, averaged weights, kernel and Adam bitwise equal."""
+    assert fit(tmp_path, "--trainer.max_steps", "20", *method, name="uncut") == 0
+    assert fit(tmp_path, "--trainer.max_steps", "10", "--test_after_fit", "false", *method) == 0
+    config = str(tmp_path / "run" / "config.yaml")
+    resume = ["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "20", "--test_after_fit", "true"]
+    assert main(resume) == 0
+    uncut, resumed = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("uncut", "run")
+    )
+    assert uncut["global_step"] == resumed["global_step"] == 20
+    for name, value in uncut["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    for key, state in uncut["optimizer_states"][0]["state"].items():
+        for part, value in state.items():
+            assert torch.equal(value, resumed["optimizer_states"][0]["state"][key][part])
+    figures = [json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in ("uncut", "run")]
+    assert {k: v for k, v in figures[0].items() if k.startswith("test")} == {
+        k: v for k, v in figures[1].items() if k.startswith("test")
+    }
+
+
+def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert fit(run.parent, "--trainer.max_steps", "3") == 2
+    assert "--ckpt_path last" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_validate_and_test_a_checkpoint(run: Path, command: str, which: str) -> None:
+    before = json.loads((run / "results.json").read_text())
+    assert main([command, "--config", str(run / "config.yaml"), "--ckpt_path", which]) == 0
+    after = json.loads((run / "results.json").read_text())
+    assert after["training"] == before["training"]
+
+
+def test_predict_writes_samples_and_posterior(run: Path) -> None:
+    assert main(["predict", "--config", str(run / "config.yaml"), "--ckpt_path", "best"]) == 0
+    names = sorted(file.name for file in (run / "predictions").iterdir())
+    assert names == ["posterior.npz", "posterior.png", "samples.npz", "samples.png"]
+
+
+def test_default_name_is_that_of_config_and_data(tmp_path: Path) -> None:
+    arguments = ["fit", "--config", QUICKSTART, "--runs", str(tmp_path), *SMALL, "--trainer.max_steps", "2"]
+    assert main([*arguments, "--test_after_fit", "false", "--trainer.val_check_interval", "2"]) == 0
+    assert [folder.name for folder in tmp_path.iterdir()] == ["quickstart-Digits"]
+    assert not (tmp_path / "quickstart-Digits" / "samples" / "test.png").exists()
+
+
+def test_later_configs_override_earlier_ones(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("trainer: {max_steps: 2, val_check_interval: 2}\ntest_after_fit: false\n")
+    assert fit(tmp_path, "--config", str(overlay)) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["training"]["steps"] == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("alws 0.")
+
+
+def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", QUICKSTART, "--data", "MNIST", "--print_config"])
+    assert exit_.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["class_path"] == "datamodules.MNIST"
+
+
+class NoShape(pl.LightningDataModule):
+    """A data module of a user who forgot what a model of images needs."""
+
+    def train_dataloader(self) -> list[torch.Tensor]:
+        return [torch.zeros(2, 1, 8, 8)]
+
+
+MISTAKES = [
+    (["--data", "MNIST", "--data.root", "/no/such/folder", "--data.download", "false"], "root=/no/such/folder"),
+    (["--data", "NoSuchData"], "there is no class named NoSuchData"),
+    (["--data", "test_cli.NoShape"], "image_shape"),
+    (["--data.batch_size", "0"], "batch_size=0"),
+    (["--model", "NoSuchModel"], "there is no class named NoSuchModel"),
+    (["--model.no_such_option", "1"], "no_such_option"),
+    (["--model.latent_dim", "0"], "model.latent_dim is 0"),
+    (["--model.image_shape", "[1, 8, 8]"], "comes from the data module"),
+    (["--model.decoder", "NoSuchDecoder"], "there is no class named NoSuchDecoder"),
+    (["--model.learning.sleep_samples", "1"], "model.learning.sleep_samples is 1"),
+    (["--model.learning.sleep_samples", "many"], "Expected a int. Got value: many"),
+    (["--model.learning.regression.ridge=-0.1"], "model.learning.regression.ridge is -0.1"),
+    (["--model.learning.averaging", "1"], "model.learning.averaging is 1"),
+    (["--model.learning.mode", "sideways"], "sideways"),
+    (["--fid_kid.kid_subset_size", "1"], "fid_kid.kid_subset_size is 1"),
+    (["--log_likelihood.num_samples", "0"], "log_likelihood.num_samples is 0"),
+    (["--predictions.num_samples", "0"], "predictions.num_samples is 0"),
+    (["--trainer.accelerator", "cuda"], "accelerator"),
+    (["--trainer.max_steps", "some"], "some"),
+    (["--config", "no_such.yaml"], "no_such.yaml"),
+    (["--ckpt_path", "last"], "there is no file"),
+    (["--ckpt_path", "https://somewhere/model.ckpt"], "local file only"),
+    (["--checkpoint.monitor", "val/no_such_figure"], "val/no_such_figure"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_mistakes_end_in_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available() and "cuda" in arguments:
+        pytest.skip("here it is no mistake")
+    capsys.readouterr()
+    assert fit(tmp_path, "--trainer.max_steps", "5", *arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("alws: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_checkpoint_of_another_model_class_is_refused(run: Path, tmp_path: Path, capsys) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["_class_path"] = "lightning_alws.models.AnotherModel"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    for command in ("fit", "test"):
+        arguments = ["--config", str(run / "config.yaml"), "--runs", str(tmp_path), "--name", f"new-{command}"]
+        assert main([command, *arguments, "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
+        assert "is of the model lightning_alws.models.AnotherModel" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["other.ckpt"]
+
+
+def test_a_changed_setting_is_refused_on_resuming(run: Path, capsys) -> None:
+    """The optimiser's state would silently override the new learning rate."""
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "20"]
+    assert main([*arguments, "--model.learning.learning_rate", "0.5"]) == 2
+    assert "model.learning.learning_rate is 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
+def test_damaged_checkpoint_is_named(run: Path, tmp_path: Path, capsys, damage) -> None:
+    (tmp_path / "bad.ckpt").write_bytes(damage((run / "checkpoints" / "last.ckpt").read_bytes()))
+    assert main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(tmp_path / "bad.ckpt")]) == 2
+    assert "bad.ckpt cannot be read" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert fit(tmp_path, "--trainer.max_steps", "5") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [file for file in tmp_path.rglob("*") if file.is_file() and "tfevents" not in file.name] == []
+
+
+def test_condense_keeps_what_matters() -> None:
+    message = (
+        'Parser key "data":\n  Does not validate against any of the Union subtypes\n  Subtypes: [a, b]\n  Errors:\n'
+        "    - Expected a dot import path string: Nope\n    - Expected a <class 'NoneType'>\n"
+        "  Given value type: <class 'str'>\n  Given value: Nope"
+    )
+    assert condense(message) == 'Parser key "data": there is no class named Nope; see --help for those there are'
+
+
+def test_flatten_names_settings_as_on_the_command_line() -> None:
+    nested = {"a": 1, "b": {"class_path": "X", "init_args": {"c": (1, 2)}}}
+    assert flatten(nested) == {"a": 1, "b.class_path": "X", "b.c": [1, 2]}

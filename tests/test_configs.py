@@ -1,0 +1,45 @@
+"""Every YAML in configs/ runs: found by a glob, so a new one is tested the moment it exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cli
+from cli import CONFIGS, main
+
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+# Less of everything; what a config names must still be accepted.
+SMALL = ["--model.learning.sleep_samples", "30", "--model.learning.held_out", "20", "--trainer.enable_progress_bar", "false",
+         "--trainer.enable_model_summary", "false"]  # fmt: skip
+
+
+def test_there_are_configs() -> None:
+    assert CONFIGS / "quickstart.yaml" in FILES
+    assert len(FILES) >= 4
+
+
+@pytest.mark.parametrize("config", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+@pytest.mark.parametrize("data", [None, "Digits", "MNIST"])
+def test_config_runs(config: Path, data: str | None, tmp_path: Path, tiny_root: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ALWS_DATA", str(tiny_root))
+    arguments = ["fit", "--config", str(config), "--runs", str(tmp_path), "--trainer.fast_dev_run", "2", *SMALL]
+    if data is not None:
+        arguments += ["--data", data]
+    if data == "MNIST" or (data is None and "quickstart" not in config.name):
+        arguments += ["--data.validation_size", "20"]
+    if "DCGANDecoder" in config.read_text():
+        arguments += ["--model.decoder.ngf", "4"]
+    assert main(arguments) == 0
+    assert list(tmp_path.iterdir()) == []  # fast_dev_run writes nothing
+
+
+def test_help_names_every_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for file in FILES:
+        assert str(file.relative_to(CONFIGS.parent)) in shown
+    assert cli.list_configs().startswith("configs: ")
