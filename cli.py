@@ -93,12 +93,16 @@ class AlwsCLI(LightningCLI):
                 refuse_to_overwrite(folder, config.trainer.fast_dev_run)
             return
         if "://" in str(config.ckpt_path):
-            raise UserError(f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first.")
+            raise UserError(
+                f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first."
+            )
         path = Path(config.ckpt_path)
         if str(config.ckpt_path) in ("last", "best"):
             path = folder / CHECKPOINTS / f"{config.ckpt_path}.ckpt"
         if not path.is_file():
-            raise UserError(f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name.")
+            raise UserError(
+                f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name."
+            )
         if self.config.subcommand == "fit" and path.resolve().parent.parent != folder.resolve():
             refuse_to_overwrite(folder, config.trainer.fast_dev_run)
         config.ckpt_path = str(path)
@@ -157,7 +161,9 @@ def compare_with_checkpoint(path: Path, model: dict[str, Any], resuming: bool) -
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         stored = dict(checkpoint.get("hyper_parameters", {}))
     except Exception as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({condense(str(error))}); use an earlier one.") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({condense(str(error))}); use an earlier one."
+        ) from error
     stored_class = stored.pop("_class_path", None)
     if stored_class is not None and stored_class != model["class_path"]:
         raise UserError(
@@ -195,7 +201,11 @@ def condense(message: str) -> str:
     message = re.sub(r"(?m)^\s*(Given value.*|- Expected a (<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
     message = re.sub(r"(?m)^\s*- Expected a path but .*$", "", message)
     message = message.replace("Does not validate against any of the Union subtypes", "")
-    message = re.sub(r"Expected a dot import path string: (\S+)", r"there is no class named \1; see --help for those there are", message)
+    message = re.sub(
+        r"Expected a dot import path string: (\S+)",
+        r"there is no class named \1; see --help for those there are",
+        message,
+    )
     message = re.sub(r"<class '([^']+)'>", r"\1", message)
     text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
     return text if len(text) <= 600 else text[:600] + " …"
@@ -217,7 +227,10 @@ def print_results(trainer: Trainer) -> None:
         return
     for name, value in sorted(trainer.callback_metrics.items()):
         print(f"{name:32} {float(value):.4g}")
-    print(f"Everything of this run is in {trainer.default_root_dir}; watch it with: tensorboard --logdir {Path(trainer.default_root_dir).parent}")
+    print(
+        f"Everything of this run is in {trainer.default_root_dir}; watch it with: "
+        f"tensorboard --logdir {Path(trainer.default_root_dir).parent}"
+    )
 
 
 def list_configs() -> str:
@@ -272,7 +285,9 @@ def quieten() -> None:
     # Lightning's own use of a torch interface that is being renamed.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # Advertisements among Lightning's log lines.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     # We place checkpoints where a run already has some on purpose, when it is continued.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
 

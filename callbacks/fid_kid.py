@@ -28,7 +28,8 @@ class FIDKID(Callback):
     with real and generated images in the space of the data. ``samples`` are draws x ~ p(x|z), ``means`` are E[x|z].
     ``test/fid_floor`` and ``test/kid_floor`` compare training with test images: what a perfect model would get;
     ``test/fid_pixels`` and ``test/kid_pixels`` are those of the independent-pixel model fitted to the training images,
-    which any model with latents should beat. The number of real images compared always equals that of generated ones, since FID falls with it.
+    which any model with latents should beat. As many real images as generated ones are compared, since FID falls with
+    their number.
 
     The same noise serves every validation, so that the figures of a run can be compared. All processes generate their
     share, gather the features once and compute the same figures. Does nothing where the data have no ``images`` and
@@ -169,7 +170,9 @@ class FIDKID(Callback):
         if split == "test":
             train = self._real_features(trainer, extractor, "train", count)
             self._compare("test/{}_floor", split, real[: len(train)], train)
-            self._compare("test/{}_pixels", split, real[: len(train)], self._independent_pixels(trainer, extractor, count))
+            self._compare(
+                "test/{}_pixels", split, real[: len(train)], self._independent_pixels(trainer, extractor, count)
+            )
             self._counts["floor"] = len(train)
         for name, value in self.figures.items():
             if name.startswith(f"{split}/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -73,19 +74,20 @@ class LogLikelihood(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A quick Monte Carlo estimate."""
-        if not self.val_samples or not self._applies(trainer):
+        if not self.val_samples or not self._applies(trainer, pl_module):
             return
         with seeded(pl_module.device, global_seed(), "log_likelihood", "val"):
-            estimate = monte_carlo_log_likelihood(
-                pl_module.evaluation_model, self._images(trainer, "val"), self.val_samples, self._chunk(trainer)
-            )
+            model: Any = pl_module.evaluation_model
+            x = self._images(trainer, pl_module, "val")
+            estimate = monte_carlo_log_likelihood(model, x, self.val_samples, self._chunk(trainer))
         self._log(pl_module, "val", estimate)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The estimate that is reported."""
-        if not self._applies(trainer):
+        if not self._applies(trainer, pl_module):
             return
-        model, x, chunk = pl_module.evaluation_model, self._images(trainer, "test"), self._chunk(trainer)
+        model: Any = pl_module.evaluation_model
+        x, chunk = self._images(trainer, pl_module, "test"), self._chunk(trainer)
         with seeded(pl_module.device, global_seed(), "log_likelihood", "test"):
             pilot_samples = min(PILOT_SAMPLES, self.num_samples)
             pilot = monte_carlo_log_likelihood(model, x, pilot_samples, chunk)
@@ -95,7 +97,10 @@ class LogLikelihood(Callback):
                 method, samples = "prior samples", self.num_samples
                 estimate = monte_carlo_log_likelihood(model, x, samples, chunk)
             else:
-                method, samples = "importance sampling with a Gaussian encoder fitted to sleep samples", self.importance_samples
+                method, samples = (
+                    "importance sampling with a Gaussian encoder fitted to sleep samples",
+                    self.importance_samples,
+                )
                 estimate = self._importance(model, x)
         self._log(pl_module, "test", estimate)
         median = float(estimate.effective_samples.median())
@@ -117,15 +122,20 @@ class LogLikelihood(Callback):
         shape, width = tuple(x.shape[1:]), 2 * model.sample_prior(1).shape[1]
         # Lightning tests in inference mode, whose tensors can never be trained: the encoder is made outside it.
         with torch.inference_mode(False), torch.enable_grad():
-            encoder: nn.Module = ConvFeatures(shape, width=width) if shape[-1] >= 16 else MLPFeatures(shape, width=width)
-            fit_encoder(model, encoder.to(x.device), self.encoder_steps, 200, 1e-3)
+            # Convolutions halve the image down to 4 × 4.
+            halves = shape[-1] >= 16 and shape[-1] == shape[-2] and math.log2(shape[-1]).is_integer()
+            encoder: nn.Module = ConvFeatures(shape, width=width) if halves else MLPFeatures(shape, width=width)
+            fit_encoder(model, encoder.to(x.device, x.dtype), self.encoder_steps, 200, 1e-3)
         return importance_log_likelihood(model, encoder, x, self.importance_samples, 2_000)
 
-    def _applies(self, trainer: pl.Trainer) -> bool:
-        return hasattr(trainer.datamodule, "images") and not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]
+    def _applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        return hasattr(trainer.datamodule, "images") and hasattr(pl_module, "evaluation_model")  # type: ignore[attr-defined]
 
-    def _images(self, trainer: pl.Trainer, split: str) -> Tensor:
-        return trainer.datamodule.images(split)[: self.max_images]  # type: ignore[attr-defined]
+    def _images(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> Tensor:
+        # Under a precision such as 64-true the trainer converts its batches, but not these.
+        return trainer.datamodule.images(split)[: self.max_images].to(pl_module.dtype)  # type: ignore[attr-defined]
 
     @staticmethod
     def _chunk(trainer: pl.Trainer) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,7 +22,7 @@ FOLDER = "predictions"
 
 
 class Predictions(Callback):
-    """Writes ``predictions/`` in the run folder, for the data module's prediction images.
+    """Writes ``predictions/`` in the run folder, for the data module's prediction images; nothing for other data.
 
     * ``samples.png``, ``samples.npz`` (``samples``, ``means`` (n, C, H, W); ``latents`` (n, D));
     * ``posterior.png`` (images, their reconstructions), ``posterior.npz``: ``images``, ``latent_means`` E[z|x],
@@ -48,11 +49,12 @@ class Predictions(Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the samples."""
         self._parts = []
-        if not trainer.is_global_zero or not hasattr(trainer.datamodule, "image_shape"):  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not self._applies(trainer):
             return
         with torch.no_grad(), seeded(pl_module.device, global_seed(), "predictions"):
-            z = pl_module.evaluation_model.sample_prior(self.num_samples)
-            likelihood = pl_module.evaluation_model.likelihood(z)
+            model: Any = pl_module.evaluation_model
+            z = model.sample_prior(self.num_samples)
+            likelihood = model.likelihood(z)
             samples = {"samples": likelihood.sample(), "means": likelihood.mean, "latents": z}
         self._write(trainer, "samples", samples, ["samples", "means"])
 
@@ -67,7 +69,7 @@ class Predictions(Callback):
     ) -> None:
         """Keep what the weights of this batch say of its images."""
         wanted = self.num_images - sum(len(part["images"]) for part in self._parts)
-        if wanted <= 0 or not isinstance(outputs.sleep.joint, PlugIn):
+        if wanted <= 0 or not isinstance(outputs.sleep.joint, PlugIn) or not self._applies(trainer):
             return
         posterior = outputs.projected() if self.simplex else outputs
         part = {
@@ -86,8 +88,12 @@ class Predictions(Callback):
         self._write(trainer, "posterior", joined, ["images", "reconstructions"])
         pl.utilities.rank_zero_info(
             f"wrote {self._folder(trainer)}; mean negative mass of the raw weights "
-            f"{float(joined['negative_mass'].mean()):.2f} ({'projected onto the simplex' if self.simplex else 'used as they are'})"
+            f"{float(joined['negative_mass'].mean()):.2f} ({'projected onto the simplex' if self.simplex else 'kept'})"
         )
+
+    @staticmethod
+    def _applies(trainer: pl.Trainer) -> bool:
+        return hasattr(trainer.datamodule, "image_shape")  # type: ignore[attr-defined]
 
     @staticmethod
     def _folder(trainer: pl.Trainer) -> Path:
@@ -95,8 +101,7 @@ class Predictions(Callback):
 
     def _write(self, trainer: pl.Trainer, name: str, arrays: dict[str, Tensor], shown: list[str]) -> None:
         with atomic_write(self._folder(trainer) / f"{name}.npz") as file:
-            np.savez_compressed(file, **{key: value.cpu().numpy() for key, value in arrays.items()})
+            np.savez_compressed(file, **{key: value.cpu().numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
         likelihood = trainer.datamodule.likelihood  # type: ignore[attr-defined]
         panels = [to_unit(arrays[key], likelihood).cpu() for key in shown]
         save_png(picture(panels, columns=8), self._folder(trainer) / f"{name}.png")
-

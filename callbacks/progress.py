@@ -13,7 +13,7 @@ from lightning_alws.errors import UserError
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with the step, and without the version number, which a run folder of its own does not need."""
+    """Lightning's rich progress bar with the step, and without a version number: every run has a folder."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The step and the logged figures of this bar."""
@@ -47,7 +47,9 @@ class Throughput(Callback):
         self._seconds = 0.0
         self._batch_started = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Start the clock."""
         self._batch_started = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -82,7 +83,7 @@ class SampleGrid(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "image_shape") or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        model = pl_module.evaluation_model
+        model: Any = pl_module.evaluation_model
         with seeded(pl_module.device, global_seed(), "sample_grid"):
             likelihood = model.likelihood(model.sample_prior(self.rows**2))
             generated = [likelihood.sample(), likelihood.mean]

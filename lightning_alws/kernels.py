@@ -65,7 +65,9 @@ class GaussianKernel(nn.Module):
     ) -> None:
         super().__init__()
         if bandwidth is not None and not bandwidth > 0:
-            raise UserError(f"the kernel's bandwidth is {bandwidth}; give a positive number or leave it out (median rule).")
+            raise UserError(
+                f"the kernel's bandwidth is {bandwidth}; give a positive number or leave it out (median rule)."
+            )
         self.network = features(event_shape) if features is not None else nn.Flatten()
         self.log_bandwidth = nn.Parameter(torch.tensor(float(bandwidth or 1.0)).log())
         self.by_median = bandwidth is None
@@ -103,7 +105,7 @@ class GaussianKernel(nn.Module):
 
 
 class MedianKernel(GaussianKernel):
-    """The Gaussian kernel whose bandwidth follows the model: s = c · median distance between the current sleep features.
+    """The Gaussian kernel whose bandwidth follows the model: s = c · median distance between current sleep features.
 
     The published kernel keeps the bandwidth of the initial model, which makes noise; once the samples resemble data
     their distances are smaller, the kernel is too wide, and the weights grow large with both signs.

@@ -74,7 +74,9 @@ class Learning:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
         for name in ("learning_rate", "kernel_learning_rate"):
             if not getattr(self, name) > 0:
-                raise UserError(f"model.learning.{name} is {getattr(self, name)}; give a positive number, such as 0.001.")
+                raise UserError(
+                    f"model.learning.{name} is {getattr(self, name)}; give a positive number, such as 0.001."
+                )
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,9 @@ class AmortisedLearning(LatentVariableModule):
             sleep = self.evaluation_model.sleep(self.learning.sleep_samples)
         fitted = self.regression.fit(sleep.x)
         if fitted.failure is not None:
-            raise UserError(f"the posterior cannot be computed because {fitted.failure}; raise model.learning.regression.ridge.")
+            raise UserError(
+                f"the posterior cannot be computed because {fitted.failure}; raise model.learning.regression.ridge."
+            )
         return AmortisedPosterior(sleep, fitted.weights(x))
 
     def predict_step(self, x: Tensor, batch_idx: int) -> AmortisedPosterior:

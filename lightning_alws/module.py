@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -32,8 +32,8 @@ class LatentVariableModule(pl.LightningModule):
     Args:
         generative: p_θ(z) p_θ(x|z).
         averaging: decay of an exponential moving average of the model's parameters, used wherever the model is
-            evaluated (0: none). The decay starts smaller, min(averaging, (1 + t)/(10 + t)) at step t, so that the
-            initial weights are forgotten.
+            evaluated (0: none). The decay starts smaller, at 0 in the first step and min(averaging, (1 + t)/(10 + t))
+            after t of them, so that the initial weights are forgotten.
 
     Raises:
         UserError: ``averaging`` is not in [0, 1).
@@ -42,7 +42,9 @@ class LatentVariableModule(pl.LightningModule):
     def __init__(self, generative: LatentVariableModel, averaging: float = 0.0) -> None:
         super().__init__()
         if not 0 <= averaging < 1:
-            raise UserError(f"model.learning.averaging is {averaging}; give 0 for none, or a decay below 1, such as 0.999.")
+            raise UserError(
+                f"model.learning.averaging is {averaging}; give 0 for none, or a decay below 1, such as 0.999."
+            )
         self.generative = generative
 
         def average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
@@ -56,7 +58,7 @@ class LatentVariableModule(pl.LightningModule):
     @property
     def evaluation_model(self) -> LatentVariableModel:
         """The model to evaluate and sample from: the averaged one where there is one."""
-        return self.generative if self.averaged is None else self.averaged.module
+        return self.generative if self.averaged is None else cast(LatentVariableModel, self.averaged.module)
 
     def noise(self, stream: str, index: int | None = None) -> AbstractContextManager[None]:
         """A block whose draws are seeded by (seed, stream, rank, index); the index is the batch count by default."""

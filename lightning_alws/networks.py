@@ -101,7 +101,7 @@ class MLPFeatures(nn.Module):
 
 
 class ConvFeatures(nn.Module):
-    """x (N, C, H, W) → 4 × 4 convolutions of stride 2 down to 4 × 4, then a linear layer (``dc_feat`` without BatchNorm)."""
+    """x (N, C, H, W) → convolutions of stride 2 down to 4 × 4, then a linear layer (``dc_feat`` without BatchNorm)."""
 
     def __init__(self, event_shape: tuple[int, ...], ndf: int = 32, width: int = 100) -> None:
         super().__init__()

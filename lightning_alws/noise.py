@@ -36,7 +36,7 @@ def generator(*parts: int | str) -> torch.Generator:
 
 @contextmanager
 def seeded(device: torch.device, *parts: int | str) -> Iterator[None]:
-    """Every draw inside the block, on the CPU and on ``device``, is seeded by the parts; the state outside is untouched.
+    """Every draw inside the block, on CPU and ``device``, is seeded by the parts; the state outside is untouched.
 
     Reseeding the global generators, rather than passing a generator along, also covers ``torch.distributions`` and
     the draws of a user's own model.

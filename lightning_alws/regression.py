@@ -116,7 +116,9 @@ class FittedRidge:
         failure: why the regression cannot be used, or None.
     """
 
-    def __init__(self, kernel: GaussianKernel, features: Tensor, matrix: Tensor, factor: Factor, intercept: bool) -> None:
+    def __init__(
+        self, kernel: GaussianKernel, features: Tensor, matrix: Tensor, factor: Factor, intercept: bool
+    ) -> None:
         self.kernel = kernel
         self.factor = factor
         self.failure: str | None = None
@@ -125,7 +127,7 @@ class FittedRidge:
         self._intercept = intercept
 
     def weights(self, x: Tensor) -> Tensor:
-        """W (N, B) for B observations x (B, *event); differentiable in the kernel's parameters where they are trained."""
+        """W (N, B) for B observations x (B, *event); differentiable in the kernel's parameters if trained."""
         with full_precision(x.device):
             right = self.kernel.cross(self._features, self.kernel.features(x))
             if not self._intercept:
@@ -185,7 +187,8 @@ class KernelRidge(nn.Module):
             fitted.failure = name_non_finite(
                 sleep_samples=x, kernel_parameters=self._parameters_flat(), kernel_features=features
             ) or (
-                f"the Gram matrix of {len(x)} sleep samples is singular even in float64 with ridge {float(self.ridge):.1e}"
+                f"the Gram matrix of {len(x)} sleep samples is singular, even in float64, "
+                f"with ridge {float(self.ridge):.1e}"
             )
         return fitted
 

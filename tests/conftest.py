@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, tests/idx_files.py
 
-from idx_files import write_idx_root  # noqa: E402
+from idx_files import write_idx_root
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+
 from cli import CONFIGS, condense, flatten, main
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
 SMALL = ["--model.learning.sleep_samples", "40", "--model.learning.held_out", "20", "--model.decoder.hidden", "[8]",
-         "--trainer.val_check_interval", "5", "--log_likelihood.num_samples", "500", "--log_likelihood.val_samples", "200",
+         "--trainer.val_check_interval", "5", "--log_likelihood.num_samples", "500",
+         "--log_likelihood.val_samples", "200",
          "--fid_kid.kid_subsets", "2", "--trainer.enable_progress_bar", "false",
          "--trainer.enable_model_summary", "false"]  # fmt: skip
 
@@ -45,7 +47,11 @@ def test_run_folder_holds_everything(run: Path) -> None:
     assert results["provenance"]["log_likelihood"]["samples_per_image"] == 500
     assert {"alws", "torch", "pytorch-lightning"} <= set(results["versions"])
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert sorted(file.name for file in (run / "samples").iterdir()) == ["step_000005.png", "step_000010.png", "test.png"]
+    assert sorted(file.name for file in (run / "samples").iterdir()) == [
+        "step_000005.png",
+        "step_000010.png",
+        "test.png",
+    ]
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -64,7 +70,8 @@ def test_saved_config_reruns_to_the_same_result(run: Path, tmp_path: Path) -> No
     "method",
     [
         [],
-        ["--model.learning.kernel_objective", "LogJointError", "--model.learning.regression.kernel.features", "LinearFeatures"],
+        ["--model.learning.kernel_objective", "LogJointError",
+         "--model.learning.regression.kernel.features", "LinearFeatures"],
     ],
     ids=["fixed kernel", "adaptive kernel"],
 )  # fmt: skip

@@ -11,8 +11,8 @@ from cli import CONFIGS, main
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 # Less of everything; what a config names must still be accepted.
-SMALL = ["--model.learning.sleep_samples", "30", "--model.learning.held_out", "20", "--trainer.enable_progress_bar", "false",
-         "--trainer.enable_model_summary", "false"]  # fmt: skip
+SMALL = ["--model.learning.sleep_samples", "30", "--model.learning.held_out", "20",
+         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]  # fmt: skip
 
 
 def test_there_are_configs() -> None:

@@ -72,15 +72,13 @@ def test_converges_to_the_exact_gradient(mode: str) -> None:
 
 
 def test_centred_gradient_has_mean_zero_where_the_model_fits_and_the_plain_one_has_not() -> None:
-    """Data from the model at the same θ, small N, coarse kernel: plain is biased, centred is not, in every direction."""
+    """Data from the model at the same θ, small N, coarse kernel: plain is biased, centred is not."""
     means = {}
     for centred in (False, True):
         model = LinearGaussian()
         module = learner(model, sleep_samples=20, held_out=50, ridge=1.0, centred=centred)
         torch.manual_seed(2)
-        gradients = torch.stack(
-            [flat_gradient(module.training_step(model.sleep(50).x, 0), model) for _ in range(1500)]
-        )
+        gradients = torch.stack([flat_gradient(module.training_step(model.sleep(50).x, 0), model) for _ in range(1500)])
         means[centred] = gradients.mean(0) / (gradients.std(0) / len(gradients) ** 0.5)
     assert means[False].abs().max() > 10  # standard errors
     assert means[True].abs().max() < 4
@@ -137,7 +135,9 @@ def test_adaptive_kernel_and_model_get_gradients_from_their_own_loss_alone(objec
     wake = module.wake(fitted, sleep, sleep.x[:5]).mean()
     assert torch.all(flat_gradient(wake, module.regression) == 0)
     module.training_step(sleep.x[:5], 0).backward()
-    without = [name for name, parameter in module.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    without = [
+        name for name, parameter in module.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     assert without == []
     # A shift of all features changes no distance, so the features' bias alone may have a zero gradient.
     zero = [name for name, p in module.named_parameters() if not (p.grad != 0).any()]
@@ -213,7 +213,10 @@ def test_posterior_expectation_is_the_exact_posterior_mean() -> None:
     assert float(error) < 0.15
     projected = posterior.projected()
     assert (projected.weights >= 0).all()
-    assert float((projected.expectation(posterior.sleep.z) - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.5
+    assert (
+        float((projected.expectation(posterior.sleep.z) - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+        < 0.5
+    )
     assert (posterior.negative_mass > 0).any()
 
 

@@ -1,4 +1,4 @@
-"""What every trained model shares, seen in real runs: averaging, clipping, noise streams, skipped steps, two processes."""
+"""What every trained model shares, in real runs: averaging, clipping, noise streams, skipped steps, two processes."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def test_clipping_by_value(tmp_path: Path) -> None:
 # Noise streams
 
 
-def draws(module: LatentVariableModule, stream: str, index: int | None = None, *, rank: int = 0, batch: int = 0) -> Tensor:
+def draws(
+    module: LatentVariableModule, stream: str, index: int | None = None, *, rank: int = 0, batch: int = 0
+) -> Tensor:
     """Four numbers from a stream of a module that believes itself in a trainer."""
     module._trainer = SimpleNamespace(global_rank=rank, fit_loop=SimpleNamespace(total_batch_idx=batch))  # type: ignore[assignment]
     with module.noise(stream, index):
@@ -184,7 +186,7 @@ def test_global_random_state_is_untouched_even_by_an_exception() -> None:
     module = LatentVariableModule(LinearGaussian())
     before = torch.get_rng_state()
     draws(module, "a")
-    with pytest.raises(KeyError), module.noise("a"):
+    with pytest.raises(KeyError), module.noise("a"):  # noqa: PT012
         torch.randn(3)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
@@ -456,3 +458,27 @@ def test_two_processes_draw_their_own_noise_and_stay_equal(
     every = torch.cat([*zero["latents"], *one["latents"]])[:, 0]
     assert len(every) == 2 * 4 * (20 + Learning(held_out=10, **METHODS[method]).held_out_drawn)
     assert len(every.unique()) == len(every)
+
+
+class PlantedInValidation(pl.Callback):
+    """Plants the NaN in the validation's sleep samples, on rank 1 alone."""
+
+    def __init__(self, planted: Planted) -> None:
+        self.planted = planted
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.planted.active = trainer.global_rank == 1
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.planted.active = False
+
+
+# Not run: where one rank logs and the other does not, what happens depends on which collective meets which.
+@pytest.mark.xfail(reason="validation_step logs with sync_dist on the ranks whose regression holds alone", run=False)
+def test_a_nan_on_one_of_two_processes_in_validation_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = image_model("gaussian")
+    planted = PlantedInValidation(Planted(model, 0))
+    zero, one = two_processes(tmp_path, model, monkeypatch, planted, max_steps=4, val_check_interval=2)
+    assert equal(zero["state"], one["state"])

@@ -77,9 +77,7 @@ def test_rows_do_not_see_each_other(network: type[nn.Module], shape: tuple[int, 
 def test_published_initialisation(network: type[nn.Module]) -> None:
     """Weights ~ N(0, 0.01²): mean and standard deviation of 10 000 and more of them, and no other shape of tails."""
     torch.manual_seed(3)
-    large = (
-        functools.partial(DCGANDecoder, 8, ngf=32) if network is DCGANDecoder else functools.partial(LinearFeatures)
-    )
+    large = functools.partial(DCGANDecoder, 8, ngf=32) if network is DCGANDecoder else functools.partial(LinearFeatures)
     for name, weight in large((1, 32, 32)).named_parameters():
         if not name.endswith("weight"):
             continue
@@ -116,9 +114,7 @@ def test_convolutional_features_go_down_to_4_pixels() -> None:
 
 @pytest.mark.parametrize("network", [DCGANDecoder, ConvFeatures])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 16), (1, 4, 4), (3, 1, 1), (1, 48, 48), (784,)], ids=str)
-def test_image_sizes_that_a_convolution_cannot_take_are_named(
-    network: type[nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_image_sizes_that_a_convolution_cannot_take_are_named(network: type[nn.Module], shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError) as error:
         build(network, shape)
     assert f"image_shape is {shape}" in str(error.value)

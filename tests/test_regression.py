@@ -65,7 +65,8 @@ def test_kernel_gradient_matches_finite_differences(intercept: bool) -> None:
         def inside(module: KernelRidge) -> torch.Tensor:
             return (module.fit(x).weights(query).T @ y).square().sum()
 
-        return torch.func.functional_call(_Call(regression, inside), {f"module.{n}": v for n, v in zip(names, values, strict=True)}, ())  # fmt: skip
+        named = {f"module.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(_Call(regression, inside), named, ())
 
     assert torch.autograd.gradcheck(loss, [parameters[name].detach().requires_grad_() for name in names], atol=1e-6)
 

@@ -28,7 +28,7 @@ class BernoulliPixels(nn.Module):
 
 
 class GaussianPixels(nn.Module):
-    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1], σ² = floor² + s² with s learnt (1 at first).
+    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1]; σ² = floor² + s², s learnt (1 at first).
 
     Where σ is small, the regression's signed weights make Σ_n W_n ‖x* − μ_n‖² negative for most images and the
     plug-in objective has no maximum in σ: it runs to 0. A floor restricts the model, not the estimator, whose
@@ -74,14 +74,18 @@ class ImageGenerator(LatentVariableModel):
             missing = "image_shape" if image_shape is None else "likelihood"
             raise UserError(
                 f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
-                "image data modules, or define image_shape (C, H, W) and likelihood ('bernoulli' or 'gaussian') in yours."
+                "image data modules, or define image_shape (C, H, W) and likelihood (bernoulli or gaussian) in yours."
             )
         if likelihood not in LIKELIHOODS:
-            raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}.")
+            raise UserError(
+                f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}."
+            )
         if latent_dim < 1:
             raise UserError(f"model.latent_dim is {latent_dim}; give at least 1.")
         if not 0 <= noise_floor < 1:
-            raise UserError(f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1].")
+            raise UserError(
+                f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1]."
+            )
         self.latent_dim = latent_dim
         self.decoder = decoder(latent_dim, tuple(image_shape))
         self.pixels = BernoulliPixels() if likelihood == "bernoulli" else GaussianPixels(noise_floor)

@@ -178,3 +178,11 @@ def test_without_validation_every_epoch_is_saved(tmp_path: Path) -> None:
     run.fit(image_model(), datamodule=Images())
     assert [seen.get("last.ckpt") for seen in steps.seen] == [None] * 4 + [4] * 4 + [8]
     assert load(tmp_path, "last")["global_step"] == 9
+
+
+def test_files_of_the_same_names_are_replaced(tmp_path: Path) -> None:
+    """And never get a number: ``best`` would then be an older one."""
+    for steps in (1, 2):
+        fit(tmp_path, [1.0] * steps)
+        assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
+        assert load(tmp_path, "last")["global_step"] == steps

@@ -167,7 +167,9 @@ def test_independent_pixels_keep_every_pixels_law_and_nothing_else(cache: str) -
     shuffled = fid_kid._independent_pixels(SimpleNamespace(datamodule=data), pixels, 10**6)
     train = data.images("train").flatten(1)
     torch.testing.assert_close(shuffled.sort(0).values, train.sort(0).values)
-    independent, real = (torch.corrcoef(images.T).nan_to_num().fill_diagonal_(0).abs().max() for images in (shuffled, train))
+    independent, real = (
+        torch.corrcoef(images.T).nan_to_num().fill_diagonal_(0).abs().max() for images in (shuffled, train)
+    )
     assert independent < 0.5 * real
 
 

@@ -24,7 +24,9 @@ ALWAYS = {"held_out_error", "weight_sum", "weight_l1", "effective_samples", "rid
 GAUSSIAN = {"negative_residual_share", "noise_scale"}
 
 
-def setting(model: LatentVariableModel, mode: str = "plug-in", ridge: float = 1e-2) -> tuple[Sleep, Sleep, Tensor, Tensor, dict]:
+def setting(
+    model: LatentVariableModel, mode: str = "plug-in", ridge: float = 1e-2
+) -> tuple[Sleep, Sleep, Tensor, Tensor, dict]:
     """Sleep samples, held-out ones, their weights and those of 12 wake observations, and the figures."""
     torch.manual_seed(4)
     learning = Learning(sleep_samples=25, mode=mode, regression=functools.partial(KernelRidge, ridge=ridge))  # type: ignore[arg-type]
@@ -152,7 +154,9 @@ def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return measured
 
 
-@pytest.mark.parametrize(("every", "steps", "accumulate", "times"), [(1, 4, 1, 4), (2, 5, 1, 2), (3, 7, 1, 2), (2, 4, 2, 2)])
+@pytest.mark.parametrize(
+    ("every", "steps", "accumulate", "times"), [(1, 4, 1, 4), (2, 5, 1, 2), (3, 7, 1, 2), (2, 4, 2, 2)]
+)
 def test_measured_every_so_many_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, steps: int, accumulate: int, times: int
 ) -> None:

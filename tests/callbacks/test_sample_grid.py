@@ -46,7 +46,12 @@ def enlarged(image: Tensor, factor: int) -> Tensor:
     return (image.expand(3, -1, -1).repeat_interleave(factor, 1).repeat_interleave(factor, 2) * 255).round().int()
 
 
-CASES = [("bernoulli", (1, 8, 8), 4), ("gaussian", (1, 8, 8), 4), ("gaussian", (3, 8, 8), 4), ("gaussian", (1, 40, 40), 1)]
+CASES = [
+    ("bernoulli", (1, 8, 8), 4),
+    ("gaussian", (1, 8, 8), 4),
+    ("gaussian", (3, 8, 8), 4),
+    ("gaussian", (1, 40, 40), 1),
+]
 
 
 @pytest.mark.parametrize(("likelihood", "shape", "factor"), CASES, ids=str)
