@@ -137,11 +137,10 @@ class LogLikelihood(Callback):
         # Under a precision such as 64-true the trainer converts its batches, but not these.
         return trainer.datamodule.images(split)[: self.max_images].to(pl_module.dtype)  # type: ignore[attr-defined]
 
-    @staticmethod
-    def _chunk(trainer: pl.Trainer) -> int:
-        """Prior samples at a time: some 64 MB of pixels."""
+    def _chunk(self, trainer: pl.Trainer) -> int:
+        """Prior samples at a time: some two million pixels, and some 8 million pairs with the images."""
         channels, height, width = trainer.datamodule.image_shape  # type: ignore[attr-defined]
-        return max(100, 2**24 // (channels * height * width) // 8)
+        return max(100, min(2**21 // (channels * height * width), 2**23 // self.max_images))
 
     @staticmethod
     def _log(pl_module: pl.LightningModule, split: str, estimate: LikelihoodEstimate) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor, nn
 
-from lightning_alws.likelihoods import Likelihood
+from lightning_alws.likelihoods import Likelihood, TensorMap
 
 
 class Joint(ABC):
@@ -25,16 +24,16 @@ class Joint(ABC):
         """log p_θ(z_n, x_n) at the sleep samples themselves, shape (N,)."""
 
     @abstractmethod
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The joint with ``function`` applied to each tensor that has one row per sample."""
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        """The joint with ``rows`` applied to tensors with one row per sample, ``shared`` to what all samples share."""
 
     def __getitem__(self, rows: slice) -> Self:
         """The joint of a slice of the sleep samples."""
-        return self.map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows], lambda tensor: tensor)
 
     def detach(self) -> Self:
         """The joint without gradient."""
-        return self.map(Tensor.detach)
+        return self.map(Tensor.detach, Tensor.detach)
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,9 @@ class PlugIn(Joint):
         log_prob = self.likelihood.log_prob(self.x)
         return log_prob if self.log_prior is None else log_prob + self.log_prior
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        log_prior = None if self.log_prior is None else function(self.log_prior)
-        return type(self)(function(self.x), self.likelihood.map(function), log_prior)
-
-    def detach(self) -> Self:
-        log_prior = None if self.log_prior is None else self.log_prior.detach()
-        return type(self)(self.x, self.likelihood.detach(), log_prior)
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        log_prior = None if self.log_prior is None else rows(self.log_prior)
+        return type(self)(rows(self.x), self.likelihood.map(rows, shared), log_prior)
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,8 @@ class Direct(Joint):
     def log_joint(self) -> Tensor:
         return self.values
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(function(self.values))
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        return type(self)(rows(self.values))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,15 @@ class AmortisedPosterior:
         """Σ_n max(−W_nb, 0), shape (B,): how far the weights are from a probability distribution."""
         return (-self.weights).clamp_min(0).sum(0)
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> AmortisedPosterior:
+        """The same on another device; Lightning calls it to keep predictions."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        sleep = Sleep(move(self.sleep.z), move(self.sleep.x), self.sleep.joint.map(move, move))
+        return AmortisedPosterior(sleep, move(self.weights))
+
     def projected(self) -> AmortisedPosterior:
         """The same with each column of W replaced by the nearest probability vector (Euclidean projection)."""
         return AmortisedPosterior(self.sleep, project_to_simplex(self.weights))
@@ -130,7 +139,6 @@ def skips_on_failure(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
             loss = step(self, *args, **kwargs)
         except SkipStep as skip:
             return self.skip(str(skip))
-        self.skipped_in_a_row = 0
         self.gradients_are_real = True
         return loss
 
@@ -171,6 +179,9 @@ class AmortisedLearning(LatentVariableModule):
         regression = self.regress(sleep)
         expectation = self.wake(regression, sleep, x)
         return self.update(expectation, regression, sleep, held_out)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.regression.at_step(self.global_step)
 
     def sleep(self) -> tuple[Sleep, Sleep]:
         """Draw z_n, x_n ~ p_θ: N samples to fit on and the held-out ones, in one pass through the generator."""
@@ -214,11 +225,13 @@ class AmortisedLearning(LatentVariableModule):
     def on_validation_epoch_start(self) -> None:
         with torch.no_grad():
             sleep = self.draw(self.learning.sleep_samples, "validation", 0)
-            self._validation = (sleep, self.regression.fit(sleep.x))
+            regression = self.regression.fit(sleep.x)
+        # Decided once for all ranks: logging is collective.
+        self._validation = None if self.any_rank(regression.failure is not None) else (sleep, regression)
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
-        sleep, regression = self._validation
-        if regression.failure is None:
+        if self._validation is not None:
+            sleep, regression = self._validation
             self.log("val/objective", self.wake(regression, sleep, x).mean(), sync_dist=True, batch_size=len(x))
 
     def on_validation_epoch_end(self) -> None:
@@ -267,10 +280,31 @@ class AmortisedLearning(LatentVariableModule):
         return parameter_sum(self)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """After skipped batches only, drop the gradients: a zero gradient would still move Adam."""
+        """After skipped batches only, or with a gradient that is not finite, drop it: a zero would still move Adam.
+
+        This runs after the ranks' gradients were averaged, NaN and all, so that every rank decides alike.
+        """
+        if self.gradients_are_real and not self.gradient_is_finite():
+            self.skip("the gradient holds a NaN or an infinity")
+            self.gradients_are_real = False
         if not self.gradients_are_real:
             optimizer.zero_grad(set_to_none=True)
+        else:
+            self.skipped_in_a_row = 0
         self.gradients_are_real = False
+
+    def gradient_is_finite(self) -> bool:
+        """Whether every gradient is; one host read."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        return bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["skipped_total"] = self.skipped_total
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the count of skipped steps."""
+        self.skipped_total = checkpoint.get("skipped_total", 0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, one group for the model and one for kernel and ridge where they are trained."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 LOG_2_PI = math.log(2 * math.pi)
+TensorMap = Callable[[Tensor], Tensor]
 
 
 class Likelihood(ABC):
@@ -59,16 +60,16 @@ class Likelihood(ABC):
         """One draw x_n ~ p(x|z_n) for each row, shape (N, *event), without gradient."""
 
     @abstractmethod
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The likelihood with ``function`` applied to each tensor that has one row per z_n."""
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        """The likelihood with ``rows`` applied to tensors with one row per z_n, ``shared`` to what all rows share."""
 
     def detach(self) -> Self:
-        """The likelihood without gradient; overridden where rows share a parameter."""
-        return self.map(Tensor.detach)
+        """The likelihood without gradient."""
+        return self.map(Tensor.detach, Tensor.detach)
 
     def __getitem__(self, rows: slice) -> Self:
         """The likelihood of a slice of the rows."""
-        return self.map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows], lambda tensor: tensor)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x_n|z_n) row by row for x (N, *event), shape (N,)."""
@@ -108,10 +109,12 @@ class Bernoulli(Likelihood):
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        return torch.bernoulli(self.mean)
+        # torch.bernoulli raises for a NaN, on this rank alone; a NaN sample is found, named and skipped on all ranks.
+        mean = self.mean
+        return torch.where(mean.isnan(), mean, torch.bernoulli(mean.nan_to_num(0.5)))
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(function(self.logits))
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        return type(self)(rows(self.logits))
 
 
 class Gaussian(Likelihood):
@@ -157,11 +160,8 @@ class Gaussian(Likelihood):
     def sample(self) -> Tensor:
         return self._mean + self.log_scale.exp() * torch.randn_like(self._mean)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(function(self._mean), self.log_scale)
-
-    def detach(self) -> Self:
-        return type(self)(self._mean.detach(), self.log_scale.detach())
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        return type(self)(rows(self._mean), shared(self.log_scale))
 
     def residual(self, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two parts of Σ_n W_nb ‖x_b − μ_n‖² = ‖x_b − m_b‖² + v_b when Σ_n W_nb = 1, each (B,).

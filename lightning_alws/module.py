@@ -48,7 +48,9 @@ class LatentVariableModule(pl.LightningModule):
         self.generative = generative
 
         def average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-            decay = min(averaging, (1 + float(updates)) / (10 + float(updates)))
+            # On the device throughout: `updates` is a tensor there, and reading it would stop the device at each step.
+            count = torch.as_tensor(updates, dtype=averaged.dtype, device=averaged.device)
+            decay = ((1 + count) / (10 + count)).clamp_max(averaging)
             return averaged.lerp(current, 1 - decay)
 
         # A module of its own, not Lightning's weight averaging: that one averages the kernel too, swaps weights

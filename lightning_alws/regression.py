@@ -8,6 +8,7 @@ multiplied by N. Source: Wenliang et al., ICML 2020, section 3; EXPERIMENTS sect
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -171,6 +172,9 @@ class KernelRidge(nn.Module):
         """λ, a scalar."""
         return self.log_ridge.exp()
 
+    def at_step(self, step: int) -> None:
+        """Called before each training step with the number of steps done; here of no effect."""
+
     def initialise(self, x: Tensor) -> None:
         """Set the kernel's bandwidth from sleep observations x (N, *event) of the initial model."""
         self.kernel.initialise(x)
@@ -200,6 +204,52 @@ class KernelRidge(nn.Module):
     def _parameters_flat(self) -> Tensor:
         tensors = [*self.parameters(), *self.buffers()]
         return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+class AnnealedRidge(KernelRidge):
+    """Ridge regression whose λ falls geometrically during training, from ``start`` to ``ridge`` in ``steps`` steps.
+
+    The model begins by making noise, far from every real image, where a small ridge extrapolates: weights of either
+    sign whose negative part pushes latents away from the data for good. A large ridge averages instead; it may fall
+    as the samples come to resemble the data.
+
+    Args:
+        event_shape: shape of one observation.
+        kernel: builds the kernel from the event shape.
+        ridge: λ at the end, trained where the kernel is.
+        intercept: as in :class:`KernelRidge`.
+        start: λ in the first step.
+        steps: after which λ is ``ridge``.
+
+    Raises:
+        UserError: a number is not positive.
+    """
+
+    factor: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        kernel: Callable[[tuple[int, ...]], GaussianKernel] = GaussianKernel,
+        ridge: float = 1e-1,
+        intercept: bool = False,
+        start: float = 10.0,
+        steps: int = 3000,
+    ) -> None:
+        super().__init__(event_shape, kernel, ridge, intercept)
+        for name, value in (("start", start), ("steps", steps)):
+            if not value > 0:
+                raise UserError(f"model.learning.regression.{name} is {value}; give a positive number.")
+        self.log_ratio, self.steps = math.log(start / ridge), steps
+        self.register_buffer("factor", torch.tensor(start / ridge))
+
+    def at_step(self, step: int) -> None:
+        """Set λ for the step; a function of its number alone, so that a resumed run goes on as it was."""
+        self.factor.fill_(math.exp(self.log_ratio * max(0.0, 1 - step / self.steps)))
+
+    @property
+    def ridge(self) -> Tensor:
+        return self.log_ridge.exp() * self.factor
 
 
 def freeze(module: nn.Module) -> None:

@@ -149,8 +149,8 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: 
 class NoShape(pl.LightningDataModule):
     """A data module of a user who forgot what a model of images needs."""
 
-    def train_dataloader(self) -> list[torch.Tensor]:
-        return [torch.zeros(2, 1, 8, 8)]
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(torch.zeros(4, 1, 8, 8), batch_size=2)
 
 
 MISTAKES = [

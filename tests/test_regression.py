@@ -10,7 +10,7 @@ from sklearn.kernel_ridge import KernelRidge as Oracle
 from lightning_alws.errors import UserError
 from lightning_alws.kernels import GaussianKernel
 from lightning_alws.networks import MLPFeatures
-from lightning_alws.regression import KernelRidge, freeze, name_non_finite, safe_cholesky
+from lightning_alws.regression import AnnealedRidge, KernelRidge, freeze, name_non_finite, safe_cholesky
 
 
 def problem(count: int = 40, queries: int = 7, targets: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -137,6 +137,17 @@ def test_names_the_first_bad_tensor() -> None:
 def test_ridge_must_be_positive(value: float) -> None:
     with pytest.raises(UserError, match="regression.ridge is"):
         ridge(value)
+
+
+def test_annealed_ridge_falls_geometrically_and_depends_on_the_step_alone() -> None:
+    regression = AnnealedRidge((4,), lambda shape: GaussianKernel(shape, bandwidth=1.0), ridge=0.01, start=1.0, steps=100)
+    seen = {}
+    for step in (0, 50, 100, 500, 50):
+        regression.at_step(step)
+        seen[step] = float(regression.ridge.detach())
+    assert seen == pytest.approx({0: 1.0, 50: 0.1, 100: 0.01, 500: 0.01}, rel=1e-5)
+    with pytest.raises(UserError, match="regression.start is -1"):
+        AnnealedRidge((4,), start=-1.0)
 
 
 def test_frozen_kernel_has_buffers_only_and_the_same_weights() -> None:
