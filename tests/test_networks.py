@@ -77,7 +77,8 @@ def test_rows_do_not_see_each_other(network: type[nn.Module], shape: tuple[int, 
 def test_published_initialisation(network: type[nn.Module]) -> None:
     """Weights ~ N(0, 0.01²): mean and standard deviation of 10 000 and more of them, and no other shape of tails."""
     torch.manual_seed(3)
-    large = functools.partial(DCGANDecoder, 8, ngf=32) if network is DCGANDecoder else functools.partial(LinearFeatures)
+    published = functools.partial(DCGANDecoder, 8, ngf=32, bias=False, weight_std=0.01)
+    large = published if network is DCGANDecoder else functools.partial(LinearFeatures)
     for name, weight in large((1, 32, 32)).named_parameters():
         if not name.endswith("weight"):
             continue
@@ -92,7 +93,7 @@ def test_published_initialisation(network: type[nn.Module]) -> None:
 def test_widths_of_the_dcgan_decoder(size: int, widths: list[int]) -> None:
     """4·ngf, 2·ngf, ngf at 32 × 32, as published; the maps are 4, 8, … pixels wide."""
     ngf = 3
-    net = DCGANDecoder(LATENT_DIM, (2, size, size), ngf=ngf)
+    net = DCGANDecoder(LATENT_DIM, (2, size, size), ngf=ngf, bias=False)
     layers = [layer for layer in net.modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert [layer.in_channels for layer in layers] == [LATENT_DIM, *(ngf * width for width in widths)]
     assert [layer.out_channels for layer in layers] == [*(ngf * width for width in widths), 2]

@@ -140,7 +140,9 @@ def test_ridge_must_be_positive(value: float) -> None:
 
 
 def test_annealed_ridge_falls_geometrically_and_depends_on_the_step_alone() -> None:
-    regression = AnnealedRidge((4,), lambda shape: GaussianKernel(shape, bandwidth=1.0), ridge=0.01, start=1.0, steps=100)
+    regression = AnnealedRidge(
+        (4,), lambda shape: GaussianKernel(shape, bandwidth=1.0), ridge=0.01, start=1.0, steps=100
+    )
     seen = {}
     for step in (0, 50, 100, 500, 50):
         regression.at_step(step)
