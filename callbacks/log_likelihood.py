@@ -89,10 +89,9 @@ class LogLikelihood(Callback):
         model: Any = pl_module.evaluation_model
         x, chunk = self._images(trainer, pl_module, "test"), self._chunk(trainer)
         with seeded(pl_module.device, global_seed(), "log_likelihood", "test"):
-            pilot_samples = min(PILOT_SAMPLES, self.num_samples)
-            pilot = monte_carlo_log_likelihood(model, x, pilot_samples, chunk)
-            # The number of effective samples grows at most in proportion to that of the samples.
-            hopeful = pilot.effective_samples.median() * self.num_samples / pilot_samples >= RELIABLE
+            pilot = monte_carlo_log_likelihood(model, x, min(PILOT_SAMPLES, self.num_samples), chunk)
+            # Where few samples carry the estimate, ten times as many rarely make them ten times as many.
+            hopeful = pilot.effective_samples.median() >= RELIABLE
             if hopeful or not self.encoder_steps:
                 method, samples = "prior samples", self.num_samples
                 estimate = monte_carlo_log_likelihood(model, x, samples, chunk)
