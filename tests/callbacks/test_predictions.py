@@ -159,7 +159,6 @@ def test_data_that_are_no_images_are_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "predictions").exists()
 
 
-@pytest.mark.xfail(reason="Lightning cannot move the frozen AmortisedPosterior to the CPU", strict=True)
 def test_predictions_are_returned_too(tmp_path: Path) -> None:
     """As a caller from Python has it by default."""
     model, data = image_model(), Images()
