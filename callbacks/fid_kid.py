@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.metrics.distances import frechet_distance, kernel_distance
 from lightning_alws.metrics.lenet import Extractor, cached_lenet
 from lightning_alws.noise import generator, seeded
@@ -58,15 +58,14 @@ class FIDKID(Callback):
         cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (
-            ("num_samples", num_samples, LEAST_IMAGES),
-            ("val_samples", val_samples, LEAST_IMAGES if val_samples else 0),
-            ("feature_width", feature_width, 1),
-            ("kid_subset_size", kid_subset_size, 2),
-            ("kid_subsets", kid_subsets, 1),
-        ):
-            if value < least:
-                raise UserError(f"fid_kid.{name} is {value}; give at least {least}.")
+        check_at_least(
+            "fid_kid",
+            num_samples=(num_samples, LEAST_IMAGES),
+            val_samples=(val_samples, LEAST_IMAGES if val_samples else 0),
+            feature_width=(feature_width, 1),
+            kid_subset_size=(kid_subset_size, 2),
+            kid_subsets=(kid_subsets, 1),
+        )
         self.num_samples = num_samples
         self.val_samples = val_samples
         self.feature_width = feature_width

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import check_at_least
 from lightning_alws.metrics.likelihood import (
     LikelihoodEstimate,
     fit_encoder,
@@ -52,15 +52,14 @@ class LogLikelihood(Callback):
         encoder_steps: int = 2_000,
         importance_samples: int = 500,
     ) -> None:
-        for name, value, least in (
-            ("num_samples", num_samples, 1),
-            ("val_samples", val_samples, 0),
-            ("max_images", max_images, 1),
-            ("encoder_steps", encoder_steps, 0),
-            ("importance_samples", importance_samples, 1),
-        ):
-            if value < least:
-                raise UserError(f"log_likelihood.{name} is {value}; give at least {least}.")
+        check_at_least(
+            "log_likelihood",
+            num_samples=(num_samples, 1),
+            val_samples=(val_samples, 0),
+            max_images=(max_images, 1),
+            encoder_steps=(encoder_steps, 0),
+            importance_samples=(importance_samples, 1),
+        )
         self.num_samples = num_samples
         self.val_samples = val_samples
         self.max_images = max_images

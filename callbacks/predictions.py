@@ -12,11 +12,11 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from callbacks.sample_grid import picture, save_png, to_unit
-from lightning_alws.errors import UserError
+from lightning_alws.errors import check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.generative import PlugIn
-from lightning_alws.learning import AmortisedPosterior
 from lightning_alws.noise import global_seed, seeded
+from lightning_alws.posterior import AmortisedPosterior
 
 FOLDER = "predictions"
 
@@ -38,9 +38,7 @@ class Predictions(Callback):
     """
 
     def __init__(self, num_samples: int = 64, num_images: int = 64, simplex: bool = False) -> None:
-        for name, value in (("num_samples", num_samples), ("num_images", num_images)):
-            if value < 1:
-                raise UserError(f"predictions.{name} is {value}; give at least 1.")
+        check_at_least("predictions", num_samples=(num_samples, 1), num_images=(num_images, 1))
         self.num_samples = num_samples
         self.num_images = num_images
         self.simplex = simplex

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import RichProgressBar
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import check_at_least
 
 
 class ProgressBar(RichProgressBar):
@@ -39,8 +39,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"throughput.every_n_steps is {every_n_steps}; give at least 1.")
+        check_at_least("throughput", every_n_steps=(every_n_steps, 1))
         self.every_n_steps = every_n_steps
         self._batches = 0
         self._observations = 0

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import check_at_least
 from lightning_alws.generative import PlugIn, Sleep
 from lightning_alws.learning import AmortisedLearning
 from lightning_alws.likelihoods import Gaussian
@@ -38,8 +38,7 @@ class RegressionDiagnostics(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"diagnostics.every_n_steps is {every_n_steps}; give at least 1.")
+        check_at_least("diagnostics", every_n_steps=(every_n_steps, 1))
         self.every_n_steps = every_n_steps
         self._warned = False
         self._last_step = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.noise import global_seed, seeded
 
@@ -65,8 +65,7 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, rows: int = 8) -> None:
-        if rows < 1:
-            raise UserError(f"sample_grid.rows is {rows}; give at least 1.")
+        check_at_least("sample_grid", rows=(rows, 1))
         self.rows = rows
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

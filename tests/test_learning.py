@@ -12,9 +12,10 @@ from sklearn.kernel_ridge import KernelRidge as Oracle
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel, PlugIn
 from lightning_alws.kernels import GaussianKernel
-from lightning_alws.learning import AmortisedLearning, Learning, project_to_simplex
+from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.networks import LinearFeatures
 from lightning_alws.objectives import KernelObjective, LogJointError, NaturalParameterError
+from lightning_alws.posterior import project_to_simplex
 from lightning_alws.regression import KernelRidge
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from callbacks.predictions import Predictions
 from lightning_alws.errors import UserError
-from lightning_alws.learning import AmortisedPosterior
 from lightning_alws.models import ImageModel
+from lightning_alws.posterior import AmortisedPosterior
 
 
 def load(folder: Path, name: str) -> dict[str, Tensor]:
