@@ -44,7 +44,7 @@ class PlugIn(Joint):
         x: sleep observations (N, *event).
         likelihood: p_θ(x|z_n), an exponential family.
         log_prior: log p_θ(z_n), shape (N,), or None where the prior has no parameters: it then has no gradient and
-            would only be one more thing for the regression to predict (EXPERIMENTS section 0, ``norm``).
+            would only be one more thing for the regression to predict (as the published code does).
     """
 
     x: Tensor

@@ -51,7 +51,7 @@ class GaussianKernel(nn.Module):
     """k(x, x') = exp(−‖g(x) − g(x')‖² / (2 s²)), features g optional (the flattened x without them).
 
     The bandwidth s is kept as log s and set by :meth:`initialise` to the median distance between features.
-    Source: section 0 of the published experiments (kevin-w-li/al-ws, ``Kernel`` with p = ∞).
+    Source: the published code (kevin-w-li/al-ws, ``Kernel`` with p = ∞).
 
     Args:
         event_shape: shape of one observation.

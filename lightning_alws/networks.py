@@ -57,7 +57,7 @@ class MLPDecoder(nn.Module):
 class DCGANDecoder(nn.Module):
     """z (N, latent_dim) → (N, C, H, W) by transposed 4 × 4 convolutions, 4 → 8 → … → H, no BatchNorm.
 
-    At 32 × 32 the widths are 4·ngf, 2·ngf, ngf. The published ``dc_gen`` (EXPERIMENTS A.10) has no biases and weights
+    At 32 × 32 the widths are 4·ngf, 2·ngf, ngf. The published ``dc_gen`` (kevin-w-li/al-ws) has no biases and weights
     N(0, 0.01²): its output hardly depends on z at first. With 1 000 sleep samples on binarised MNIST many of its
     latents then turn blank for good, which biases and PyTorch's own initialisation prevent.
 
@@ -98,7 +98,7 @@ class DCGANDecoder(nn.Module):
 
 
 class LinearFeatures(nn.Module):
-    """x → one linear layer of the flattened x, weights N(0, 0.01²) (EXPERIMENTS section 0: ``lin_feat``)."""
+    """x → one linear layer of the flattened x, weights N(0, 0.01²) (kevin-w-li/al-ws: ``lin_feat``)."""
 
     def __init__(self, event_shape: tuple[int, ...], width: int = 100) -> None:
         super().__init__()

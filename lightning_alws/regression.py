@@ -3,7 +3,7 @@
     W = (K + λI)⁻¹ k(x_n, x*),   K_ij = k(x_i, x_j),   prediction of any target y at x*:  Σ_n W_n* y_n
 
 The weights do not depend on the targets, so one factorisation serves every target and every query. λ is not
-multiplied by N. Source: Wenliang et al., ICML 2020, section 3; EXPERIMENTS section 0.
+multiplied by N. Source: Wenliang et al., ICML 2020, section 3.
 """
 
 from __future__ import annotations

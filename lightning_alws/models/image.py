@@ -1,6 +1,6 @@
 """The deep generative image model: z ~ N(0, I), a decoder network, Bernoulli or Gaussian pixels.
 
-Source: EXPERIMENTS A.10; the decoder is a DCGAN generator without BatchNorm, or an MLP.
+Source: the image experiments of kevin-w-li/al-ws; the decoder is a DCGAN generator without BatchNorm, or an MLP.
 """
 
 from __future__ import annotations
