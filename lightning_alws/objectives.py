@@ -1,8 +1,8 @@
 """What the kernel of adaptive amortised learning (AL-A) is trained for: predicting held-out sleep samples.
 
 The published objective predicts the number log p_θ(z, x). The vector-valued one predicts what the model's gradient
-is made of: each natural parameter η_d(z), and the log-normaliser. It is ours; on binarised Digits it is clearly
-better (see the README's table of measurements).
+is made of: each natural parameter η_d(z), and the log-normaliser. It is ours; it helps on binarised
+Digits and was unstable on binarised MNIST with 1 000 sleep samples (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

@@ -97,6 +97,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, right: Tensor, factor: Factor) -> Tensor:
+        """A⁻¹B by the factor of A that is there; ``matrix`` is A itself, for its gradient's sake."""
         solution = factor.solve(right)
         ctx.factor = factor
         ctx.save_for_backward(solution)
