@@ -30,13 +30,14 @@ from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
 
 CONFIGS = Path(__file__).parent / "configs"
-FROM_DATA = ("image_shape", "likelihood")  # what a model takes from the data module
+FROM_DATA = ("image_shape", "likelihood", "event_shape")  # what a model takes from the data module
 SECTIONS = {
     "checkpoint": callbacks.RunCheckpoint,
     "sample_grid": callbacks.SampleGrid,
     "fid_kid": callbacks.FIDKID,
     "log_likelihood": callbacks.LogLikelihood,
     "diagnostics": callbacks.RegressionDiagnostics,
+    "traces": callbacks.ParameterTraces,
     "throughput": callbacks.Throughput,
     "predictions": callbacks.Predictions,
     "results": callbacks.ResultsFile,

@@ -2,16 +2,20 @@
 
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.fid_kid import FIDKID
+from callbacks.figure import ExperimentFigure
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
 from callbacks.results import ResultsFile
 from callbacks.sample_grid import SampleGrid
+from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
+    "ExperimentFigure",
     "LogLikelihood",
+    "ParameterTraces",
     "Predictions",
     "ProgressBar",
     "RegressionDiagnostics",

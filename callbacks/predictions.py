@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from callbacks.sample_grid import picture, save_png, to_unit
-from lightning_alws.errors import check_at_least
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.files import atomic_write
-from lightning_alws.generative import PlugIn
+from lightning_alws.generative import Latents, LatentVariableModel, PlugIn, map_latents
 from lightning_alws.noise import global_seed, seeded
 from lightning_alws.posterior import AmortisedPosterior
 
@@ -22,76 +23,101 @@ FOLDER = "predictions"
 
 
 class Predictions(Callback):
-    """Writes ``predictions/`` in the run folder, for the data module's prediction images; nothing for other data.
+    """Writes ``predictions/`` in the run folder, for the data module's prediction data:
 
-    * ``samples.png``, ``samples.npz`` (``samples``, ``means`` (n, C, H, W); ``latents`` (n, D));
-    * ``posterior.png`` (images, their reconstructions), ``posterior.npz``: ``images``, ``latent_means`` E[z|x],
-      ``reconstructions`` E[μ(z)|x], ``negative_mass`` Σ_n max(−W_n, 0) of the raw weights.
+    * ``samples.npz``: ``samples`` (n, *event), ``latents`` (n, ...) and, where the model has them, ``means`` E[x|z];
+    * ``posterior.npz``: ``observations``, ``latent_means`` E[z|x], ``expectations`` E[f(z)|x] where a function f is
+      given, ``reconstructions`` E[μ(z)|x] where the model has means, ``negative_mass`` Σ_n max(−W_n, 0) of the raw
+      weights; latents of several parts have one array each, such as ``latent_means_lag``;
+    * for images also ``samples.png`` and ``posterior.png`` (images, their reconstructions).
 
     Args:
         num_samples: samples to write.
-        num_images: images to reconstruct, the first of the data.
-        simplex: replace the weights of each image by the nearest probability vector; raw weights otherwise.
+        num_observations: observations to write the posterior of, the first of the data.
+        simplex: replace the weights of each observation by the nearest probability vector; raw weights otherwise.
+        function: f, from latents (N, ...) to values (N, ...), as an import path such as ``my_module.energy``.
 
     Raises:
         UserError: a count is below 1.
     """
 
-    def __init__(self, num_samples: int = 64, num_images: int = 64, simplex: bool = False) -> None:
-        check_at_least("predictions", num_samples=(num_samples, 1), num_images=(num_images, 1))
+    def __init__(
+        self,
+        num_samples: int = 64,
+        num_observations: int = 64,
+        simplex: bool = False,
+        function: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        check_at_least("predictions", num_samples=(num_samples, 1), num_observations=(num_observations, 1))
         self.num_samples = num_samples
-        self.num_images = num_images
+        self.num_observations = num_observations
         self.simplex = simplex
+        self.function = function
         self._parts: list[dict[str, Tensor]] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the samples."""
         self._parts = []
-        if not trainer.is_global_zero or not self._applies(trainer):
+        if not trainer.is_global_zero:
             return
         with torch.no_grad(), seeded(pl_module.device, global_seed(), "predictions"):
             model: Any = pl_module.evaluation_model
-            z = model.sample_prior(self.num_samples)
-            likelihood = model.likelihood(z)
-            samples = {"samples": likelihood.sample(), "means": likelihood.mean, "latents": z}
-        self._write(trainer, "samples", samples, ["samples", "means"])
+            if isinstance(model, LatentVariableModel):
+                z = model.sample_prior(self.num_samples)
+                likelihood = model.likelihood(z)
+                samples = {"samples": likelihood.sample(), "means": likelihood.mean}
+            else:
+                sleep = model.sleep(self.num_samples, direct=model.direct_only)
+                z, samples = sleep.z, {"samples": sleep.x}
+        self._write(trainer, "samples", samples | _by_name("latents", z), ["samples", "means"])
 
     def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: AmortisedPosterior,
-        batch: Tensor,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what the weights of this batch say of its images."""
-        wanted = self.num_images - sum(len(part["images"]) for part in self._parts)
-        if wanted <= 0 or not isinstance(outputs.sleep.joint, PlugIn) or not self._applies(trainer):
+        """Keep what the weights of this batch say of its observations."""
+        wanted = self.num_observations - sum(len(part["observations"]) for part in self._parts)
+        if wanted <= 0:
             return
         posterior = outputs.projected() if self.simplex else outputs
-        part = {
-            "images": batch,
-            "latent_means": posterior.expectation(outputs.sleep.z),
-            "reconstructions": posterior.expectation(outputs.sleep.joint.likelihood.mean),
-            "negative_mass": outputs.negative_mass,
-        }
+        z, joint = outputs.sleep.z, outputs.sleep.joint
+        means = map_latents(z, lambda part: posterior.expectation(part.to(posterior.weights.dtype)))
+        learning: Any = pl_module
+        part = {"observations": learning.observe(batch), **_by_name("latent_means", means)}
+        if self.function is not None:
+            part["expectations"] = posterior.expectation(self._values(z))
+        if isinstance(joint, PlugIn):
+            part["reconstructions"] = posterior.expectation(joint.likelihood.mean)
+        part["negative_mass"] = outputs.negative_mass
         self._parts.append({name: value[:wanted].cpu() for name, value in part.items()})
+
+    def _values(self, z: Latents) -> Tensor:
+        """f(z_n), checked: it is the user's."""
+        function: Any = self.function
+        values, count = function(z), len(next(iter(z.values())) if isinstance(z, dict) else z)
+        if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != count:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise UserError(
+                f"predictions.function returns {shape} for {count} latents; it must return a tensor with one row for "
+                "each of them."
+            )
+        return values.float() if not values.is_floating_point() else values
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the posterior expectations."""
         if not trainer.is_global_zero or not self._parts:
             return
         joined = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
-        self._write(trainer, "posterior", joined, ["images", "reconstructions"])
+        self._write(trainer, "posterior", joined, ["observations", "reconstructions"])
         pl.utilities.rank_zero_info(
             f"wrote {self._folder(trainer)}; mean negative mass of the raw weights "
             f"{float(joined['negative_mass'].mean()):.2f} ({'projected onto the simplex' if self.simplex else 'kept'})"
         )
-
-    @staticmethod
-    def _applies(trainer: pl.Trainer) -> bool:
-        return hasattr(trainer.datamodule, "image_shape")  # type: ignore[attr-defined]
 
     @staticmethod
     def _folder(trainer: pl.Trainer) -> Path:
@@ -100,6 +126,12 @@ class Predictions(Callback):
     def _write(self, trainer: pl.Trainer, name: str, arrays: dict[str, Tensor], shown: list[str]) -> None:
         with atomic_write(self._folder(trainer) / f"{name}.npz") as file:
             np.savez_compressed(file, **{key: value.cpu().numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
-        likelihood = trainer.datamodule.likelihood  # type: ignore[attr-defined]
-        panels = [to_unit(arrays[key], likelihood).cpu() for key in shown]
-        save_png(picture(panels, columns=8), self._folder(trainer) / f"{name}.png")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "image_shape"):
+            panels = [to_unit(arrays[key], data.likelihood).cpu() for key in shown if key in arrays]
+            save_png(picture(panels, columns=8), self._folder(trainer) / f"{name}.png")
+
+
+def _by_name(name: str, z: Latents) -> dict[str, Tensor]:
+    """Latents as arrays of a file: one of the name, or one for each part."""
+    return {f"{name}_{part}": value for part, value in z.items()} if isinstance(z, dict) else {name: z}

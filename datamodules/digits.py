@@ -47,7 +47,7 @@ class Digits(ImageDataModule):
         if not binarize:
             self.name += "-grey"
 
-    def read(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def read_images(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(pixels, labels) of 1500 digits and of 297: uint8 (n, 1, 8, 8) of 0..16, int64 (n,)."""
         digits = load_digits()
         pixels = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)

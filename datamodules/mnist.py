@@ -52,7 +52,7 @@ class IdxDataModule(ImageDataModule):
             self.files.download()
         self.files.require()
 
-    def read(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def read_images(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(pixels, labels) of the official training and test set: uint8 (n, 1, 32, 32), int64 (n,)."""
         (train, train_labels), (test, test_labels) = (self.files.read(p, self.num_classes) for p in ("train", "test"))
         return (_framed(train), train_labels), (_framed(test), test_labels)

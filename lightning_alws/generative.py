@@ -6,9 +6,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
+from lightning_alws.errors import UserError
 from lightning_alws.likelihoods import Likelihood, TensorMap
+
+Latents = Tensor | dict[str, Tensor]
+
+
+def map_latents(z: Latents, function: TensorMap) -> Latents:
+    """The same latents with the function applied to each tensor."""
+    return {name: function(part) for name, part in z.items()} if isinstance(z, dict) else function(z)
 
 
 class Joint(ABC):
@@ -91,12 +100,12 @@ class Sleep:
     """Sleep samples z_n, x_n ~ p_θ.
 
     Attributes:
-        z: latents (N, ...), without gradient.
+        z: latents, one tensor (N, ...) or several by name, without gradient.
         x: observations (N, *event), without gradient.
         joint: log p_θ(z_n, ·), differentiable in θ.
     """
 
-    z: Tensor
+    z: Latents
     x: Tensor
     joint: Joint
 
@@ -104,10 +113,40 @@ class Sleep:
         return len(self.x)
 
     def __getitem__(self, rows: slice) -> Self:
-        return type(self)(self.z[rows], self.x[rows], self.joint[rows])
+        return type(self)(map_latents(self.z, lambda part: part[rows]), self.x[rows], self.joint[rows])
 
 
-class LatentVariableModel(nn.Module, ABC):
+class GenerativeModel(nn.Module, ABC):
+    """p_θ(z, x) that can be simulated: what amortised learning needs of a model, and all it needs.
+
+    Write one of the two kinds below: a :class:`LatentVariableModel` where p_θ(x|z) is an exponential family, a
+    :class:`Simulator` where only the number log p_θ(z, x) can be computed. The contract, checked before the first
+    step (:mod:`lightning_alws.contract`):
+
+    * samples come from torch's generators, so that the seed governs them, and carry no gradient;
+    * log p_θ(z, x) is finite, of shape (N,), and differentiable in every parameter of the module;
+    * tensors are made on the device and in the dtype of the module's parameters.
+
+    Attributes:
+        direct_only: whether there is no exponential family to put x* into, only the number log p_θ(z_n, x_n).
+    """
+
+    direct_only: bool = False
+
+    @abstractmethod
+    def sleep(self, count: int, direct: bool = False) -> Sleep:
+        """``count`` sleep samples with one pass through the generator.
+
+        Args:
+            direct: regress log p_θ(z_n, x_n) itself rather than the natural parameters.
+        """
+
+    def watched(self) -> dict[str, Tensor]:
+        """Scalars worth a curve in TensorBoard, by name, such as a noise scale; none by default."""
+        return {}
+
+
+class LatentVariableModel(GenerativeModel):
     """p_θ(z) p_θ(x|z): a prior that can be sampled and a likelihood from an exponential family.
 
     Attributes:
@@ -129,14 +168,39 @@ class LatentVariableModel(nn.Module, ABC):
         """p_θ(x|z_n) for z (N, ...), differentiable in θ."""
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
-        """``count`` sleep samples with one pass through the generator.
-
-        Args:
-            direct: regress log p_θ(z_n, x_n) itself rather than the natural parameters.
-        """
         z = self.sample_prior(count).detach()
         likelihood = self.likelihood(z)
         x = likelihood.sample().detach()
         log_prior = self.log_prior(z) if self.prior_is_learnt else None
         plug_in = PlugIn(x, likelihood, log_prior)
         return Sleep(z, x, Direct(plug_in.log_joint) if direct else plug_in)
+
+
+class Simulator(GenerativeModel):
+    """p_θ(z, x) that can be simulated and whose log density of what was simulated can be computed; nothing else.
+
+    Learnt in direct mode: the numbers log p_θ(z_n, x_n) are regressed on x_n.
+    """
+
+    direct_only = True
+
+    @abstractmethod
+    def simulate(self, count: int) -> tuple[Latents, Tensor]:
+        """z_n, x_n ~ p_θ: latents, one tensor (count, ...) or several by name, and observations (count, *event).
+
+        Called without gradient.
+        """
+
+    @abstractmethod
+    def log_joint(self, z: Latents, x: Tensor) -> Tensor:
+        """log p_θ(z_n, x_n), shape (N,), differentiable in θ; terms without parameters may be left out."""
+
+    def sleep(self, count: int, direct: bool = True) -> Sleep:
+        if not direct:
+            raise UserError(
+                f"model.learning.mode is 'plug-in', but {type(self).__name__} has no exponential-family likelihood; "
+                "use 'direct' or 'auto'."
+            )
+        with torch.no_grad():
+            z, x = self.simulate(count)
+        return Sleep(z, x, Direct(self.log_joint(z, x)))

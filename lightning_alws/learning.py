@@ -19,8 +19,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_alws.contract import check_data, check_model
 from lightning_alws.errors import UserError
-from lightning_alws.generative import LatentVariableModel, Sleep
+from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.module import LatentVariableModule, parameter_sum
 from lightning_alws.objectives import KernelObjective
 from lightning_alws.posterior import AmortisedPosterior
@@ -41,7 +42,8 @@ class Learning:
         kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
         centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
             x ~ p_θ, that mean is pure regression error, and where the model fits the data the bias cancels.
-        mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct").
+        mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct");
+            "auto" is plug-in wherever the model has natural parameters.
         learning_rate: Adam's for the model.
         kernel_learning_rate: Adam's for the kernel and the ridge.
         averaging: decay of the averaged weights used for evaluation; 0 for none.
@@ -53,7 +55,7 @@ class Learning:
     regression: Callable[[tuple[int, ...]], KernelRidge] = KernelRidge
     kernel_objective: KernelObjective | None = None
     centred: bool = False
-    mode: Literal["plug-in", "direct"] = "plug-in"
+    mode: Literal["plug-in", "direct", "auto"] = "auto"
     learning_rate: float = 1e-3
     kernel_learning_rate: float = 1e-3
     averaging: float = 0.0
@@ -113,12 +115,14 @@ class AmortisedLearning(LatentVariableModule):
         UserError: a setting makes no sense.
     """
 
-    def __init__(self, generative: LatentVariableModel, learning: Learning) -> None:
+    def __init__(self, generative: GenerativeModel, learning: Learning) -> None:
         super().__init__(generative, learning.averaging)
         learning.check()
         self.learning = learning
+        self.direct = learning.mode == "direct" or (learning.mode == "auto" and generative.direct_only)
+        check_model(generative, self.direct)
         with torch.no_grad():
-            x = generative.sleep(INITIAL_SAMPLES).x
+            x = generative.sleep(INITIAL_SAMPLES, direct=self.direct).x
         self.regression = learning.regression(tuple(x.shape[1:])).to(x.dtype)
         self.regression.initialise(x)
         if learning.kernel_objective is None:
@@ -126,10 +130,12 @@ class AmortisedLearning(LatentVariableModule):
         self.skipped_total = 0
         self.skipped_in_a_row = 0
         self.gradients_are_real = False
+        self._unchecked = True
 
     @skips_on_failure
-    def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        """The four steps for real data x (B, *event)."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The four steps for a batch of real data."""
+        x = self.observe(batch)
         sleep, held_out = self.sleep()
         regression = self.regress(sleep)
         expectation = self.wake(regression, sleep, x)
@@ -137,6 +143,13 @@ class AmortisedLearning(LatentVariableModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regression.at_step(self.global_step)
+        if self._unchecked:
+            check_data(self.generative, self.observe(batch), self.direct)
+            self._unchecked = False
+
+    def observe(self, batch: Any) -> Tensor:
+        """The observations x* (B, *event) of a batch; a model given a context (inputs, a mask) takes it in here."""
+        return batch
 
     def sleep(self) -> tuple[Sleep, Sleep]:
         """Draw z_n, x_n ~ p_θ: N samples to fit on and the held-out ones, in one pass through the generator."""
@@ -175,7 +188,7 @@ class AmortisedLearning(LatentVariableModule):
     def draw(self, count: int, stream: str, index: int | None = None) -> Sleep:
         """``count`` sleep samples of the model in training, from a noise stream of their own."""
         with self.noise(stream, index):
-            return self.generative.sleep(count, direct=self.learning.mode == "direct")
+            return self.generative.sleep(count, direct=self.direct)
 
     def on_validation_epoch_start(self) -> None:
         with torch.no_grad():
@@ -200,7 +213,7 @@ class AmortisedLearning(LatentVariableModule):
             UserError: the regression failed.
         """
         with self.noise("posterior", index):
-            sleep = self.evaluation_model.sleep(self.learning.sleep_samples)
+            sleep = self.evaluation_model.sleep(self.learning.sleep_samples, direct=self.direct)
         fitted = self.regression.fit(sleep.x)
         if fitted.failure is not None:
             raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import LatentVariableModel
+from lightning_alws.generative import GenerativeModel
 from lightning_alws.noise import global_seed, seeded
 
 PRIMITIVES = (bool, int, float, str, type(None))
@@ -30,7 +30,7 @@ class LatentVariableModule(pl.LightningModule):
     """A latent-variable model in training; the learning method is the subclass's.
 
     Args:
-        generative: p_θ(z) p_θ(x|z).
+        generative: p_θ(z, x).
         averaging: decay of an exponential moving average of the model's parameters, used wherever the model is
             evaluated (0: none). The decay starts smaller, at 0 in the first step and min(averaging, (1 + t)/(10 + t))
             after t of them, so that the initial weights are forgotten.
@@ -39,7 +39,7 @@ class LatentVariableModule(pl.LightningModule):
         UserError: ``averaging`` is not in [0, 1).
     """
 
-    def __init__(self, generative: LatentVariableModel, averaging: float = 0.0) -> None:
+    def __init__(self, generative: GenerativeModel, averaging: float = 0.0) -> None:
         super().__init__()
         if not 0 <= averaging < 1:
             raise UserError(
@@ -58,9 +58,9 @@ class LatentVariableModule(pl.LightningModule):
         self.averaged = AveragedModel(generative, avg_fn=average).requires_grad_(False) if averaging else None
 
     @property
-    def evaluation_model(self) -> LatentVariableModel:
+    def evaluation_model(self) -> GenerativeModel:
         """The model to evaluate and sample from: the averaged one where there is one."""
-        return self.generative if self.averaged is None else cast(LatentVariableModel, self.averaged.module)
+        return self.generative if self.averaged is None else cast(GenerativeModel, self.averaged.module)
 
     def noise(self, stream: str, index: int | None = None) -> AbstractContextManager[None]:
         """A block whose draws are seeded by (seed, stream, rank, index); the index is the batch count by default."""

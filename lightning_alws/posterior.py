@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_alws.generative import Sleep
+from lightning_alws.generative import Sleep, map_latents
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AmortisedPosterior:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        sleep = Sleep(move(self.sleep.z), move(self.sleep.x), self.sleep.joint.map(move, move))
+        sleep = Sleep(map_latents(self.sleep.z, move), move(self.sleep.x), self.sleep.joint.map(move, move))
         return AmortisedPosterior(sleep, move(self.weights))
 
     def projected(self) -> AmortisedPosterior:

@@ -46,7 +46,7 @@ class LearntPrior(LatentVariableModel):
         self.weight = nn.Parameter(torch.randn(1, 4, generator=generator, dtype=torch.float64))
 
     def sample_prior(self, count: int) -> Tensor:
-        return self.prior_mean + torch.randn(count, 1, dtype=self.weight.dtype)
+        return self.prior_mean.detach() + torch.randn(count, 1, dtype=self.weight.dtype)
 
     def log_prior(self, z: Tensor) -> Tensor:
         return -0.5 * ((z - self.prior_mean).square() + LOG_2_PI).sum(-1)

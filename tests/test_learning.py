@@ -176,10 +176,21 @@ def test_natural_parameter_error_is_its_definition() -> None:
     precision = torch.exp(-2 * model.log_scale)
     eta, eta_held = ((model.weight @ s.z.T).T * precision + model.bias * precision for s in (sleep, held_out))
     psi, psi_held = (s.joint.likelihood.log_normaliser for s in (sleep, held_out))
-    errors = sum(((weights.T @ eta)[:, d] - eta_held[:, d]).square().mean() for d in range(3))
-    reference = errors / sum(eta[:, d].var() for d in range(3))
-    reference = reference + (weights.T @ psi - psi_held).square().mean() / psi.var()
+
+    def error(fitted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return (weights.T @ (fitted - fitted.mean()) - (truth - fitted.mean())).square().mean()
+
+    reference = sum(error(eta[:, d], eta_held[:, d]) for d in range(3)) / sum(eta[:, d].var() for d in range(3))
+    reference = reference + error(psi, psi_held) / psi.var()
     torch.testing.assert_close(NaturalParameterError()(weights, sleep, held_out), reference)
+
+
+def test_vector_objective_of_weights_that_are_zero_is_two() -> None:
+    """1 for η and 1 for Ψ, whatever their means: what predicting the mean everywhere costs."""
+    module = learner(LinearGaussian(), sleep_samples=4000, held_out=4000, kernel_objective=NaturalParameterError())
+    sleep, held_out = module.sleep()
+    loss = NaturalParameterError()(torch.zeros(4000, 4000, dtype=torch.float64), sleep, held_out)
+    assert float(loss) == pytest.approx(2, abs=0.15)
 
 
 def test_vector_objective_refuses_the_direct_mode_and_names_the_other() -> None:

@@ -40,8 +40,13 @@ class GaussianPixels(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.noise_floor = noise_floor
 
+    @property
+    def scale(self) -> Tensor:
+        """σ, a scalar."""
+        return (self.noise_floor**2 + (2 * self.log_scale).exp()).sqrt()
+
     def forward(self, output: Tensor) -> Likelihood:
-        return Gaussian(output.tanh(), 0.5 * (self.noise_floor**2 + (2 * self.log_scale).exp()).log())
+        return Gaussian(output.tanh(), self.scale.log())
 
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -96,6 +101,9 @@ class ImageGenerator(LatentVariableModel):
 
     def log_prior(self, z: Tensor) -> Tensor:
         return -0.5 * (z.square() + LOG_2_PI).sum(-1)
+
+    def watched(self) -> dict[str, Tensor]:
+        return {"noise_scale": self.pixels.scale} if isinstance(self.pixels, GaussianPixels) else {}
 
     def likelihood(self, z: Tensor) -> Likelihood:
         # Back to the dtype of z where autocast lowered it: likelihoods of 1 000 pixels need float32.

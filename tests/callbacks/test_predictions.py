@@ -41,7 +41,7 @@ def test_posterior_is_the_modules_own(tmp_path: Path, likelihood: str, method: s
     predict(tmp_path, model, data, Predictions())
     arrays = load(tmp_path, "posterior")
     assert {name: tuple(value.shape) for name, value in arrays.items()} == {
-        "images": (7, 1, 8, 8),
+        "observations": (7, 1, 8, 8),
         "latent_means": (7, 2),
         "reconstructions": (7, 1, 8, 8),
         "negative_mass": (7,),
@@ -55,7 +55,7 @@ def test_posterior_is_the_modules_own(tmp_path: Path, likelihood: str, method: s
                 latent += weight * posterior.sleep.z[n]
                 image += weight * posterior.sleep.joint.likelihood.mean[n].detach()  # type: ignore[attr-defined]
                 negative += max(-weight, 0)
-            assert torch.equal(arrays["images"][row], x[b])
+            assert torch.equal(arrays["observations"][row], x[b])
             torch.testing.assert_close(arrays["latent_means"][row], latent, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(arrays["reconstructions"][row], image, rtol=1e-4, atol=1e-5)
             assert float(arrays["negative_mass"][row]) == pytest.approx(negative, rel=1e-4, abs=1e-6)
@@ -87,7 +87,7 @@ def test_simplex_replaces_the_weights_and_still_tells_of_the_raw_ones(tmp_path: 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_samples_and_their_means_belong_to_the_latents(tmp_path: Path, likelihood: str) -> None:
     model = image_model(likelihood)
-    predict(tmp_path, model, Images(likelihood), Predictions(num_samples=500, num_images=1))
+    predict(tmp_path, model, Images(likelihood), Predictions(num_samples=500, num_observations=1))
     arrays = load(tmp_path, "samples")
     assert {name: tuple(value.shape) for name, value in arrays.items()} == {
         "samples": (500, 1, 8, 8),
@@ -111,9 +111,9 @@ def test_samples_and_their_means_belong_to_the_latents(tmp_path: Path, likelihoo
 @pytest.mark.parametrize("count", [1, 4, 6, 100])
 def test_first_images_across_batches(tmp_path: Path, count: int) -> None:
     model, data = image_model(), Images()
-    predict(tmp_path, model, data, Predictions(num_images=count, num_samples=1))
+    predict(tmp_path, model, data, Predictions(num_observations=count, num_samples=1))
     arrays = load(tmp_path, "posterior")
-    assert torch.equal(arrays["images"], data.images("test")[:count])
+    assert torch.equal(arrays["observations"], data.images("test")[:count])
     assert {len(value) for value in arrays.values()} == {min(count, 7)}
     assert len(load(tmp_path, "samples")["samples"]) == 1
 
@@ -151,12 +151,31 @@ def test_the_same_callback_twice(tmp_path: Path) -> None:
     callback = Predictions()
     for _ in range(2):
         predict(tmp_path, image_model(), Images(), callback)
-        assert len(load(tmp_path, "posterior")["images"]) == 7
+        assert len(load(tmp_path, "posterior")["observations"]) == 7
 
 
-def test_data_that_are_no_images_are_left_alone(tmp_path: Path) -> None:
-    predict(tmp_path, image_model(), Numbers(), Predictions())
-    assert not (tmp_path / "predictions").exists()
+def test_data_that_are_no_images_get_arrays_and_no_pictures(tmp_path: Path) -> None:
+    predict(tmp_path, image_model(), Numbers(), Predictions(num_samples=3))
+    assert sorted(file.name for file in (tmp_path / "predictions").iterdir()) == ["posterior.npz", "samples.npz"]
+    assert load(tmp_path, "samples")["samples"].shape == (3, 1, 8, 8)
+
+
+def radius(z: Tensor) -> Tensor:
+    return z.norm(dim=1)
+
+
+def test_the_expectation_of_any_function_is_the_weighted_sum(tmp_path: Path) -> None:
+    model, data = image_model(), Images()
+    predict(tmp_path, model, data, Predictions(function=radius))
+    arrays = load(tmp_path, "posterior")
+    expected = torch.cat([p.weights.T @ p.sleep.z.norm(dim=1) for _, p in posteriors(model, data)])
+    torch.testing.assert_close(arrays["expectations"], expected)
+
+
+@pytest.mark.parametrize("wrong", [lambda z: 1.0, lambda z: z.sum(), lambda z: z[:2]])
+def test_a_function_of_the_wrong_shape_is_named(wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"predictions\.function returns .* for 20 latents"):
+        predict(tmp_path, image_model(), Images(), Predictions(function=wrong))
 
 
 def test_predictions_are_returned_too(tmp_path: Path) -> None:
@@ -183,7 +202,7 @@ def test_a_failing_regression_ends_in_advice(tmp_path: Path, monkeypatch: pytest
         predict(tmp_path, model, Images(), Predictions())
 
 
-@pytest.mark.parametrize("name", ["num_samples", "num_images"])
+@pytest.mark.parametrize("name", ["num_samples", "num_observations"])
 def test_senseless_numbers_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"predictions.{name} is 0"):
         Predictions(**{name: 0})  # type: ignore[arg-type]

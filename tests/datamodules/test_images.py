@@ -26,7 +26,7 @@ class Numbered(ImageDataModule):
             self.likelihood = "bernoulli"
         self.reads = 0
 
-    def read(self):
+    def read_images(self):
         self.reads += 1
         pixels = torch.arange(N + 4, dtype=torch.uint8).reshape(-1, 1, 1, 1)
         return (pixels, torch.arange(N + 4) % 10), (pixels[:7] + 100, torch.arange(7) % 10)
@@ -175,7 +175,7 @@ def test_sizes_out_of_range_are_named(settings, message):
 def test_a_split_without_images_has_no_loader():
     data = ready(validation_size=0)
     assert data.sizes["val"] == 0
-    with pytest.raises(UserError, match=r"^validation_size=0 leaves no val images; set it above 0"):
+    with pytest.raises(UserError, match=r"has no val data; set its val size \(validation_size for val\) above 0"):
         data.val_dataloader()
 
 

@@ -151,9 +151,9 @@ def test_a_loader_restored_at_the_end_of_an_epoch_goes_on_with_the_next():
 
 
 def test_a_loader_without_images_or_with_empty_batches_is_refused():
-    with pytest.raises(UserError, match=r"^0 images are too few for world_size=1"):
+    with pytest.raises(UserError, match=r"^0 rows are too few for world_size=1"):
         loader(n=0)
-    with pytest.raises(UserError, match=r"^2 images are too few for world_size=3"):
+    with pytest.raises(UserError, match=r"^2 rows are too few for world_size=3"):
         loader(n=2, shuffle=True, world_size=3)
     with pytest.raises(UserError, match=r"^batch_size=0 is below 1; set it"):
         loader(batch_size=0)
