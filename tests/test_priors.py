@@ -305,7 +305,7 @@ def test_flow_learns_a_density() -> None:
 def test_flow_begins_close_to_a_standard_normal(dim: int) -> None:
     z = torch.randn(2000, dim)
     excess = StandardNormal(dim).log_prob(z) - FlowPrior(dim).log_prob(z)
-    assert excess.mean() < 0.6
+    assert excess.mean() < 0.25 * dim  # zuko's own start in one dimension is some 3 nats away
 
 
 def test_importing_priors_leaves_torchs_validation_as_it_was() -> None:
