@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 # Imported so that the classes are known by their short names on the command line.
 import callbacks
 import datamodules  # noqa: F401
+import lightning_alws.baselines
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives

@@ -221,9 +221,9 @@ class AmortisedLearning(LatentVariableModule):
             )
         return AmortisedPosterior(sleep, fitted.weights(x))
 
-    def predict_step(self, x: Tensor, batch_idx: int) -> AmortisedPosterior:
+    def predict_step(self, batch: Any, batch_idx: int) -> AmortisedPosterior:
         """The amortised posterior of a batch of observations."""
-        return self.amortised_posterior(x, batch_idx)
+        return self.amortised_posterior(self.observe(batch), batch_idx)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; no rank may raise or skip alone, or the others wait for it for ever."""
