@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -20,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 # Imported so that the classes are known by their short names on the command line.
 import callbacks
 import datamodules  # noqa: F401
+import lightning_alws.learning
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives  # noqa: F401
@@ -253,6 +255,9 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [argument for argument in args if argument != "--debug"]
     quieten()
+    # Where a model of one's own lies; behind everything else, so that no file there hides an installed module.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         AlwsCLI(
             LatentVariableModule,

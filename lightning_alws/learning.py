@@ -127,6 +127,8 @@ class AmortisedLearning(LatentVariableModule):
         self.regression.initialise(x)
         if learning.kernel_objective is None:
             freeze(self.regression)
+        if type(self) is AmortisedLearning:  # a subclass saves its own
+            self.save_hyperparameters()
         self.skipped_total = 0
         self.skipped_in_a_row = 0
         self.gradients_are_real = False
