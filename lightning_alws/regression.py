@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import GaussianKernel, full_precision
+from lightning_alws.kernels import GaussianKernel, Kernel, full_precision
 
 RIDGE_RAISES = 3
 
@@ -118,9 +118,7 @@ class FittedRidge:
         failure: why the regression cannot be used, or None.
     """
 
-    def __init__(
-        self, kernel: GaussianKernel, features: Tensor, matrix: Tensor, factor: Factor, intercept: bool
-    ) -> None:
+    def __init__(self, kernel: Kernel, features: Tensor, matrix: Tensor, factor: Factor, intercept: bool) -> None:
         self.kernel = kernel
         self.factor = factor
         self.failure: str | None = None
@@ -157,7 +155,7 @@ class KernelRidge(nn.Module):
     def __init__(
         self,
         event_shape: tuple[int, ...],
-        kernel: Callable[[tuple[int, ...]], GaussianKernel] = GaussianKernel,
+        kernel: Callable[[tuple[int, ...]], Kernel] = GaussianKernel,
         ridge: float = 1e-2,
         intercept: bool = False,
     ) -> None:
@@ -231,7 +229,7 @@ class AnnealedRidge(KernelRidge):
     def __init__(
         self,
         event_shape: tuple[int, ...],
-        kernel: Callable[[tuple[int, ...]], GaussianKernel] = GaussianKernel,
+        kernel: Callable[[tuple[int, ...]], Kernel] = GaussianKernel,
         ridge: float = 1e-1,
         intercept: bool = False,
         start: float = 10.0,
