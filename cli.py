@@ -22,9 +22,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import callbacks
 import datamodules  # noqa: F401
 import lightning_alws.learning
+import lightning_alws.mean_matching
 import lightning_alws.models
 import lightning_alws.networks
-import lightning_alws.objectives  # noqa: F401
+import lightning_alws.objectives
+import lightning_alws.set_kernels  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
 from lightning_alws.errors import UserError

@@ -139,7 +139,7 @@ class AmortisedLearning(LatentVariableModule):
         """The four steps for a batch of real data."""
         x = self.observe(batch)
         sleep, held_out = self.sleep()
-        regression = self.regress(sleep)
+        regression = self.regress(sleep, x)
         expectation = self.wake(regression, sleep, x)
         return self.update(expectation, regression, sleep, held_out)
 
@@ -159,9 +159,9 @@ class AmortisedLearning(LatentVariableModule):
         samples = self.draw(count + self.learning.held_out_drawn, "sleep")
         return samples[:count], samples[count:]
 
-    def regress(self, sleep: Sleep) -> FittedRidge:
-        """Factorise K + λI of the sleep observations; if any rank cannot, all skip the step."""
-        fitted = self.regression.fit(sleep.x)
+    def regress(self, sleep: Sleep, x: Tensor | None = None) -> FittedRidge:
+        """Factorise K + λI of the sleep observations, for real data x if given; if any rank cannot, all skip."""
+        fitted = self.regression.fit(sleep.x, x)
         if self.any_rank(fitted.failure is not None):
             raise SkipStep(fitted.failure or "the regression failed on another rank")
         return fitted

@@ -13,6 +13,7 @@ from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel, PlugIn
 from lightning_alws.kernels import GaussianKernel
 from lightning_alws.learning import AmortisedLearning, Learning
+from lightning_alws.mean_matching import ReweightedRidge, mean_matching_weights
 from lightning_alws.networks import LinearFeatures
 from lightning_alws.objectives import KernelObjective, LogJointError, NaturalParameterError
 from lightning_alws.posterior import project_to_simplex
@@ -83,6 +84,23 @@ def test_centred_gradient_has_mean_zero_where_the_model_fits_and_the_plain_one_h
         means[centred] = gradients.mean(0) / (gradients.std(0) / len(gradients) ** 0.5)
     assert means[False].abs().max() > 10  # standard errors
     assert means[True].abs().max() < 4
+
+
+def test_importance_weights_follow_the_wake_batch_in_training() -> None:
+    """The whole step against the weighted regression written out."""
+    model = LinearGaussian()
+    module = learner(model, sleep_samples=50, regression=functools.partial(ReweightedRidge, ridge=0.1))
+    sleep, _ = module.sleep()
+    module.sleep = lambda: (sleep, sleep[:0])  # type: ignore[method-assign]
+    x = model.sleep(10).x[:5] + 1
+    kernel = module.regression.kernel
+    gram, cross = kernel.gram(kernel.features(sleep.x)), kernel.cross(kernel.features(sleep.x), kernel.features(x))
+    importance = mean_matching_weights(gram, cross)
+    kept = importance > 0
+    assert not kept.all()
+    matrix = (gram + module.regression.ridge * torch.diag(1 / importance))[kept][:, kept]
+    weights = torch.zeros_like(cross).index_put((kept,), torch.linalg.solve(matrix, cross[kept]))
+    torch.testing.assert_close(module.training_step(x, 0), -sleep.joint.expectation(weights, x).mean())
 
 
 def test_centring_reaches_neither_kernel_nor_sleep_samples() -> None:
