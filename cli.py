@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -21,11 +22,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import callbacks
 import datamodules  # noqa: F401
 import lightning_alws.baselines
+import lightning_alws.learning
+import lightning_alws.mean_matching
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives
 import lightning_alws.penalties
-import lightning_alws.priors  # noqa: F401
+import lightning_alws.priors
+import lightning_alws.set_kernels  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
 from lightning_alws.errors import UserError
@@ -256,6 +260,9 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [argument for argument in args if argument != "--debug"]
     quieten()
+    # Where a model of one's own lies; behind everything else, so that no file there hides an installed module.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         AlwsCLI(
             LatentVariableModule,

@@ -15,11 +15,12 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps the last checkpoint and the best one by a monitored figure; saved whenever the validation has run.
 
     Args:
-        monitor: a logged figure, such as ``val/fid_samples`` or ``val/log_likelihood``.
+        monitor: a logged figure, such as ``val/fid_samples`` or ``val/log_likelihood``; "auto" is the former for images
+            and nothing for other data (the last checkpoint is then the best); null for nothing.
         mode: whether the least or the greatest is the best.
     """
 
-    def __init__(self, monitor: str | None = "val/fid_samples", mode: Literal["min", "max"] = "min") -> None:
+    def __init__(self, monitor: str | None = "auto", mode: Literal["min", "max"] = "min") -> None:
         # One file name and no version counter: `best.ckpt` is replaced, and a resumed run finds its own files.
         super().__init__(
             filename="best", monitor=monitor, mode=mode, save_last=True, save_top_k=1, enable_version_counter=False
@@ -27,6 +28,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Place the files in the run folder."""
+        if self.monitor == "auto":
+            self.monitor = "val/fid_samples" if hasattr(trainer.datamodule, "images") else None  # type: ignore[attr-defined]
         self.dirpath = str((Path(trainer.default_root_dir) / FOLDER).resolve())
         super().setup(trainer, pl_module, stage)
 

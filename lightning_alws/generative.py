@@ -142,8 +142,8 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     def watched(self) -> dict[str, Tensor]:
-        """Scalars worth a curve in TensorBoard, by name, such as a noise scale; none by default."""
-        return {}
+        """Scalars worth a curve in TensorBoard, by name, such as a noise scale; by default the scalar parameters."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.numel() == 1}
 
 
 class LatentVariableModel(GenerativeModel):

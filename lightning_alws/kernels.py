@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,25 +40,30 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 EVERY_STEP_ROWS = 300  # 45 000 pairs: the median within a per cent or so, in a millisecond
 
 
+def median_of_pairs(squared: Tensor) -> Tensor:
+    """The median of √squared_ij over pairs i < j, from squared distances (N, N), N ≥ 2; a scalar, never 0."""
+    above = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
+    distances = squared[above[0], above[1]].sqrt()
+    # The mean of the two middle values, as numpy's median in the published code; torch's is the lower one.
+    return distances.double().quantile(0.5).to(squared.dtype).clamp_min(torch.finfo(squared.dtype).tiny)
+
+
 def median_distance(features: Tensor) -> Tensor:
     """The median of ‖g_i − g_j‖ over pairs i < j of features (N, d), N ≥ 2; a scalar, never 0."""
-    above = torch.triu_indices(len(features), len(features), 1, device=features.device)
-    distances = squared_distances(features, features)[above[0], above[1]].sqrt()
-    # The mean of the two middle values, as numpy's median in the published code; torch's is the lower one.
-    return distances.double().quantile(0.5).to(features.dtype).clamp_min(torch.finfo(features.dtype).tiny)
+    return median_of_pairs(squared_distances(features, features))
 
 
-class GaussianKernel(nn.Module):
-    """k(x, x') = exp(−‖g(x) − g(x')‖² / (2 s²)), features g optional (the flattened x without them).
-
-    The bandwidth s is kept as log s and set by :meth:`initialise` to the median distance between features.
-    Source: the published code (kevin-w-li/al-ws, ``Kernel`` with p = ∞).
+class Kernel(nn.Module, ABC):
+    """k(x, x') of features g(x), with one scale s that is kept as log s; what a regression needs of a kernel.
 
     Args:
         event_shape: shape of one observation.
         features: builds g from the event shape; no BatchNorm, since sleep and wake batches would then be normalised
-            differently.
-        bandwidth: s, instead of the median rule.
+            differently. Without it, g is the flattened x.
+        bandwidth: s, instead of the rule that :meth:`initialise` follows.
+
+    Raises:
+        UserError: the bandwidth is not positive.
     """
 
     def __init__(
@@ -79,26 +85,66 @@ class GaussianKernel(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """The median rule, from sleep observations x (N, *event) of the initial model, N ≥ 2."""
+        """Set s from sleep observations x (N, *event) of the initial model, N ≥ 2, unless it was given."""
         if self.by_median:
-            self.log_bandwidth.copy_(median_distance(self.features(x)).log())
+            self.log_bandwidth.copy_(self.typical_scale(self.features(x)).log())
+
+    def typical_scale(self, features: Tensor) -> Tensor:
+        """What s is set to, from features (N, d): the median distance between them, a scalar."""
+        return median_distance(features)
 
     def observe(self, features: Tensor) -> None:
         """Called with the sleep features (N, d) of each regression, before :meth:`gram`; here of no effect."""
 
+    @abstractmethod
     def gram(self, features: Tensor) -> Tensor:
-        """K_ij = k(x_i, x_j) from features (N, d), shape (N, N), exactly 1 on the diagonal."""
-        eye = torch.eye(len(features), dtype=torch.bool, device=features.device)
-        return self._of_squared_distances(squared_distances(features, features).masked_fill(eye, 0.0))
+        """K_ij = k(x_i, x_j) from features (N, d), shape (N, N)."""
 
+    @abstractmethod
     def cross(self, features: Tensor, query: Tensor) -> Tensor:
         """k(x_i, x*_b) from features (N, d) and (B, d), shape (N, B)."""
-        return self._of_squared_distances(squared_distances(features, query))
 
     @property
     def bandwidth(self) -> Tensor:
         """s, a scalar."""
         return self.log_bandwidth.exp()
+
+
+class RadialKernel(Kernel):
+    """A kernel that depends on the distance between features alone, and is 1 where they coincide."""
+
+    def gram(self, features: Tensor) -> Tensor:
+        """K_ij = k(x_i, x_j) from features (N, d), shape (N, N), exactly 1 on the diagonal."""
+        eye = torch.eye(len(features), dtype=torch.bool, device=features.device)
+        return self._of_squared_distances(self._squared_distances(features, features).masked_fill(eye, 0.0))
+
+    def cross(self, features: Tensor, query: Tensor) -> Tensor:
+        return self._of_squared_distances(self._squared_distances(features, query))
+
+    def _squared_distances(self, a: Tensor, b: Tensor) -> Tensor:
+        """Squared distances between features (N, d) and (M, d), shape (N, M), never negative."""
+        return squared_distances(a, b)
+
+    @abstractmethod
+    def _of_squared_distances(self, squared: Tensor) -> Tensor:
+        """The kernel's values from squared distances, of the same shape."""
+
+
+class GaussianKernel(RadialKernel):
+    """k(x, x') = exp(−‖g(x) − g(x')‖² / (2 s²)), features g optional (the flattened x without them).
+
+    The bandwidth s is kept as log s and set by :meth:`initialise` to the median distance between features.
+    Source: the published code (kevin-w-li/al-ws, ``Kernel`` with p = ∞).
+
+    Args:
+        event_shape: shape of one observation.
+        features: builds g from the event shape; no BatchNorm, since sleep and wake batches would then be normalised
+            differently.
+        bandwidth: s, instead of the median rule.
+
+    Raises:
+        UserError: the bandwidth is not positive.
+    """
 
     def _of_squared_distances(self, squared: Tensor) -> Tensor:
         return torch.exp(-0.5 * squared / self.bandwidth.to(squared.dtype).square())
@@ -132,3 +178,93 @@ class MedianKernel(GaussianKernel):
     @property
     def bandwidth(self) -> Tensor:
         return self.log_bandwidth.exp() * self.median
+
+
+class MaternKernel(RadialKernel):
+    """k(x, x') = e^{−r} · {1; 1 + r; 1 + r + r²/3} for ν = 1/2, 3/2, 5/2, with r = √(2ν) ‖g(x) − g(x')‖ / s.
+
+    Rougher than the Gaussian kernel, its limit ν → ∞: its Gram matrix is better conditioned, and what lies between
+    two samples is less certain. The bandwidth s is set by :meth:`initialise` to the median distance between features.
+    Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, equations 4.14 and 4.17
+    (http://gaussianprocess.org/gpml); published code ``Kernel`` with p = ν.
+
+    Args:
+        event_shape: shape of one observation.
+        features: builds g from the event shape; no BatchNorm.
+        bandwidth: s, instead of the median rule.
+        smoothness: ν, one of 0.5, 1.5 and 2.5.
+
+    Raises:
+        UserError: the bandwidth is not positive, or the smoothness is another.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        features: FeatureNetwork | None = None,
+        bandwidth: float | None = None,
+        smoothness: float = 1.5,
+    ) -> None:
+        super().__init__(event_shape, features, bandwidth)
+        if smoothness not in (0.5, 1.5, 2.5):
+            raise UserError(f"the kernel's smoothness is {smoothness}; give 0.5, 1.5 or 2.5.")
+        self.smoothness = smoothness
+
+    def _of_squared_distances(self, squared: Tensor) -> Tensor:
+        scaled = 2 * self.smoothness * squared / self.bandwidth.to(squared.dtype).square()
+        # The root's derivative is infinite at 0: there the root of a constant is taken, whose gradient is zero.
+        apart = scaled > 0
+        r = torch.where(apart, torch.where(apart, scaled, 1.0).sqrt(), 0.0)
+        decay = torch.exp(-r)
+        if self.smoothness == 0.5:
+            return decay
+        return decay * (1 + r if self.smoothness == 1.5 else 1 + r + scaled / 3)
+
+
+class PolynomialKernel(Kernel):
+    """k(x, x') = (c + ⟨g(x), g(x')⟩ / s)^p: ridge regression on all monomials of the features up to degree p.
+
+    s is set by :meth:`initialise` to the median of ‖g(x)‖², so that the inner product of typical features lies in
+    [−1, 1] beside c and k(x, x) is about (c + 1)^p, whatever the features' scale and number. Unlike the other
+    kernels' predictions, this one's grow without bound away from the samples.
+    Source: the published code (kevin-w-li/al-ws), which has the median distance for s instead.
+
+    Args:
+        event_shape: shape of one observation.
+        features: builds g from the event shape; no BatchNorm.
+        bandwidth: s, instead of the median squared norm.
+        degree: p, a whole number, at least 1.
+        offset: c, at least 0; with 0, only monomials of exactly degree p.
+
+    Raises:
+        UserError: the bandwidth is not positive, or degree or offset too small.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        features: FeatureNetwork | None = None,
+        bandwidth: float | None = None,
+        degree: int = 2,
+        offset: float = 1.0,
+    ) -> None:
+        super().__init__(event_shape, features, bandwidth)
+        if not (degree >= 1 and float(degree).is_integer()):
+            raise UserError(f"the kernel's degree is {degree}; give a whole number, at least 1.")
+        if not offset >= 0:
+            raise UserError(
+                f"the kernel's offset is {offset}; give at least 0, since the kernel is not positive "
+                "semi-definite below."
+            )
+        self.degree, self.offset = int(degree), offset
+
+    def typical_scale(self, features: Tensor) -> Tensor:
+        """What s is set to, from features (N, d): the median of their squared norms, a scalar, never 0."""
+        norms = features.square().sum(1)
+        return norms.double().quantile(0.5).to(norms.dtype).clamp_min(torch.finfo(norms.dtype).tiny)
+
+    def gram(self, features: Tensor) -> Tensor:
+        return self.cross(features, features)
+
+    def cross(self, features: Tensor, query: Tensor) -> Tensor:
+        return (self.offset + features @ query.T / self.bandwidth.to(features.dtype)) ** self.degree

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import GaussianKernel, full_precision
+from lightning_alws.kernels import GaussianKernel, Kernel, full_precision
 
 RIDGE_RAISES = 3
 
@@ -119,7 +119,13 @@ class FittedRidge:
     """
 
     def __init__(
-        self, kernel: GaussianKernel, features: Tensor, matrix: Tensor, factor: Factor, intercept: bool
+        self,
+        kernel: Kernel,
+        features: Tensor,
+        matrix: Tensor,
+        factor: Factor,
+        intercept: bool,
+        root_importance: Tensor | None = None,
     ) -> None:
         self.kernel = kernel
         self.factor = factor
@@ -127,17 +133,25 @@ class FittedRidge:
         self._features = features
         self._matrix = matrix
         self._intercept = intercept
+        self._root_importance = root_importance
 
     def weights(self, x: Tensor) -> Tensor:
         """W (N, B) for B observations x (B, *event); differentiable in the kernel's parameters if trained."""
         with full_precision(x.device):
             right = self.kernel.cross(self._features, self.kernel.features(x))
             if not self._intercept:
-                return _Solve.apply(self._matrix, right, self.factor)
+                return self._solve(right)
             ones = torch.ones_like(right[:, :1])
-            solved = _Solve.apply(self._matrix, torch.cat([right, ones], dim=1), self.factor)
+            solved = self._solve(torch.cat([right, ones], dim=1))
             weights, unit = solved[:, :-1], solved[:, -1:]
             return weights + unit * ((1 - weights.sum(0)) / unit.sum())
+
+    def _solve(self, right: Tensor) -> Tensor:
+        """(K + λ diag(1/w))⁻¹ right = R (RKR + λI)⁻¹ R right with R = diag(√w), where w may be 0."""
+        if self._root_importance is None:
+            return _Solve.apply(self._matrix, right, self.factor)
+        root = self._root_importance[:, None]
+        return root * _Solve.apply(self._matrix, root * right, self.factor)
 
 
 class KernelRidge(nn.Module):
@@ -157,7 +171,7 @@ class KernelRidge(nn.Module):
     def __init__(
         self,
         event_shape: tuple[int, ...],
-        kernel: Callable[[tuple[int, ...]], GaussianKernel] = GaussianKernel,
+        kernel: Callable[[tuple[int, ...]], Kernel] = GaussianKernel,
         ridge: float = 1e-2,
         intercept: bool = False,
     ) -> None:
@@ -180,26 +194,50 @@ class KernelRidge(nn.Module):
         """Set the kernel's bandwidth from sleep observations x (N, *event) of the initial model."""
         self.kernel.initialise(x)
 
-    def fit(self, x: Tensor) -> FittedRidge:
-        """Factorise K + λI for sleep observations x (N, *event), N ≥ 2."""
+    def importance(self, features: Tensor, wake: Tensor | None) -> Tensor | None:
+        """w (N,) ≥ 0 by which to weight the samples' squared errors, from sleep features (N, d); here None: all alike.
+
+        Args:
+            features: of the sleep samples.
+            wake: observations (B, *event) that the regression is for, where known.
+        """
+        return None
+
+    def fit(self, x: Tensor, wake: Tensor | None = None) -> FittedRidge:
+        """Factorise K + λI, or with importance weights w what K + λ diag(1/w) comes to.
+
+        Args:
+            x: sleep observations (N, *event), N ≥ 2.
+            wake: observations (B, *event) that the regression is for; only :meth:`importance` looks at them.
+        """
         with full_precision(x.device):
             features = self.kernel.features(x)
             self.kernel.observe(features)
-            matrix = self._regularised(features)
-            factor = safe_cholesky(matrix.detach(), self.ridge.detach(), lambda: self._regularised(features.double()))
-        fitted = FittedRidge(self.kernel, features, matrix, factor, self.intercept)
+            importance = self.importance(features, wake)
+            root = None if importance is None else importance.sqrt()
+            matrix = self._regularised(features, root)
+            factor = safe_cholesky(
+                matrix.detach(), self.ridge.detach(), lambda: self._regularised(features.double(), root)
+            )
+        fitted = FittedRidge(self.kernel, features, matrix, factor, self.intercept, root)
         if not factor.valid:
             fitted.failure = name_non_finite(
-                sleep_samples=x, kernel_parameters=self._parameters_flat(), kernel_features=features
+                sleep_samples=x,
+                kernel_parameters=self._parameters_flat(),
+                kernel_features=features,
+                **({} if importance is None else {"importance_weights": importance}),
             ) or (
                 f"the Gram matrix of {len(x)} sleep samples is singular, even in float64, "
                 f"with ridge {float(self.ridge):.1e}"
             )
         return fitted
 
-    def _regularised(self, features: Tensor) -> Tensor:
-        """K + λI from features (N, d)."""
+    def _regularised(self, features: Tensor, root_importance: Tensor | None = None) -> Tensor:
+        """K + λI from features (N, d); with √w (N,), RKR + λI where R = diag(√w)."""
         gram = self.kernel.gram(features)
+        if root_importance is not None:
+            root = root_importance.to(gram.dtype)
+            gram = root[:, None] * gram * root
         return gram + self.ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
     def _parameters_flat(self) -> Tensor:
@@ -231,7 +269,7 @@ class AnnealedRidge(KernelRidge):
     def __init__(
         self,
         event_shape: tuple[int, ...],
-        kernel: Callable[[tuple[int, ...]], GaussianKernel] = GaussianKernel,
+        kernel: Callable[[tuple[int, ...]], Kernel] = GaussianKernel,
         ridge: float = 1e-1,
         intercept: bool = False,
         start: float = 10.0,

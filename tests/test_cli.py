@@ -97,6 +97,29 @@ def test_resumed_run_equals_an_uncut_one(tmp_path: Path, method: list[str]) -> N
     }
 
 
+REGRESSION = "--model.learning.regression"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        [f"{REGRESSION}.kernel", "MaternKernel", f"{REGRESSION}.kernel.smoothness", "2.5"],
+        [f"{REGRESSION}.kernel", "PolynomialKernel", f"{REGRESSION}.kernel.degree", "3"],
+        [REGRESSION, "ReweightedRidge", f"{REGRESSION}.limit", "5", f"{REGRESSION}.kernel", "GaussianKernel"],
+    ],
+    ids=["Matérn", "polynomial", "reweighted"],
+)
+def test_kernels_and_regressions_are_known_by_their_short_names(tmp_path: Path, method: list[str]) -> None:
+    assert fit(tmp_path, "--trainer.max_steps", "2", "--test_after_fit", "false", *method) == 0
+    assert method[1] in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("kernel", ["SetMeanKernel", "SetGaussianKernel"])
+def test_set_kernels_refuse_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], kernel: str) -> None:
+    assert fit(tmp_path, f"{REGRESSION}.kernel", kernel) == 2
+    assert f"the kernel is {kernel}, but for observations of shape (1, 8, 8)" in capsys.readouterr().err
+
+
 def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     assert fit(run.parent, "--trainer.max_steps", "3") == 2

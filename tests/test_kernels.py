@@ -1,15 +1,60 @@
-"""Kernels: the formula, the median rule against numpy's, and float32 where it is known to fail."""
+"""Kernels: the formulas, the median rule against numpy's, and float32 where it is known to fail."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist, pdist
+from sklearn.gaussian_process.kernels import Matern
+from sklearn.metrics.pairwise import polynomial_kernel
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import GaussianKernel, MedianKernel, full_precision, squared_distances
+from lightning_alws.kernels import (
+    GaussianKernel,
+    Kernel,
+    MaternKernel,
+    MedianKernel,
+    PolynomialKernel,
+    full_precision,
+    squared_distances,
+)
 from lightning_alws.networks import MLPFeatures
+
+EVERY = {
+    "gaussian": GaussianKernel,
+    "median": MedianKernel,
+    "matern 1/2": functools.partial(MaternKernel, smoothness=0.5),
+    "matern 3/2": functools.partial(MaternKernel, smoothness=1.5),
+    "matern 5/2": functools.partial(MaternKernel, smoothness=2.5),
+    "polynomial": PolynomialKernel,
+}
+every_kernel = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
+
+
+@every_kernel
+def test_gram_is_the_cross_matrix_with_itself_positive_semi_definite_and_trainable(
+    make: Callable[..., Kernel],
+) -> None:
+    x = torch.randn(25, 1, 2, 2, dtype=torch.float64)
+    kernel = make((1, 2, 2), features=lambda shape: MLPFeatures(shape, [5], 3)).double()
+    kernel.initialise(x)
+    features = kernel.features(x)
+    kernel.observe(features)
+    gram = kernel.gram(features)
+    torch.testing.assert_close(gram, kernel.cross(features, features), rtol=0, atol=1e-7)
+    assert torch.linalg.eigvalsh(gram.detach()).min() > -1e-10
+    (gram * torch.randn_like(gram)).sum().backward()
+    assert [name for name, p in kernel.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+    assert kernel.log_bandwidth.grad != 0
+
+
+@every_kernel
+def test_parameters_have_the_names_that_checkpoints_know(make: Callable[..., Kernel]) -> None:
+    assert set(dict(make((3,)).named_parameters())) == {"log_bandwidth"}
 
 
 def test_gaussian_kernel_is_its_formula() -> None:
@@ -86,3 +131,99 @@ def test_full_precision_restores_the_users_choice() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5])
+def test_matern_kernel_is_scikit_learns(smoothness: float) -> None:
+    a, b = torch.randn(7, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    a[4] = a[1]
+    kernel = MaternKernel((3,), bandwidth=1.7, smoothness=smoothness).double()
+    oracle = Matern(length_scale=float(kernel.bandwidth.detach()), nu=smoothness)
+    np.testing.assert_allclose(kernel.cross(a, b).detach(), oracle(a, b), rtol=1e-10)
+    # √ of what rounding leaves of the distance between coinciding points, 1e-16, is 1e-8.
+    np.testing.assert_allclose(kernel.gram(a).detach(), oracle(a), rtol=1e-10, atol=1e-7)
+
+
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5])
+def test_matern_gradient_is_that_of_finite_differences(smoothness: float) -> None:
+    features, query = torch.randn(6, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    # Coinciding with others; at a kink (ν = 1/2) the gradient is zero, as central differences have it.
+    features[4], query[0] = features[1], features[2]
+    kernel = MaternKernel((2,), bandwidth=0.8, smoothness=smoothness).double()
+
+    def matrices(features: torch.Tensor, log_bandwidth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def both(kernel: Kernel) -> tuple[torch.Tensor, torch.Tensor]:
+            return kernel.gram(features), kernel.cross(features, query)
+
+        return torch.func.functional_call(_Call(kernel, both), {"module.log_bandwidth": log_bandwidth}, ())
+
+    inputs = (features.requires_grad_(), kernel.log_bandwidth.detach().requires_grad_())
+    assert torch.autograd.gradcheck(matrices, inputs, eps=1e-5, atol=1e-4, rtol=1e-4)
+
+
+class _Call(torch.nn.Module):
+    def __init__(self, module: torch.nn.Module, function) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self):
+        return self.function(self.module)
+
+
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matern_gradient_is_finite_where_features_coincide(smoothness: float, dtype: torch.dtype) -> None:
+    """Where all coincide, exactly at the distance zero, it is zero."""
+    kernel = MaternKernel((3,), bandwidth=1.0, smoothness=smoothness).to(dtype)
+    pairs = torch.randn(20, 3, dtype=dtype).repeat(2, 1).requires_grad_()
+    alike = torch.ones(4, 3, dtype=dtype).requires_grad_()
+    for features in (pairs, alike):
+        gram, cross = kernel.gram(features), kernel.cross(features, features)
+        (gram.square().sum() + cross.square().sum()).backward()
+        assert torch.all(gram.diagonal() == 1)
+        assert torch.isfinite(features.grad).all()
+    assert torch.all(alike.grad == 0)
+    assert torch.isfinite(kernel.log_bandwidth.grad)
+
+
+def test_matern_bandwidth_is_the_median_distance() -> None:
+    x = torch.randn(31, 3)
+    kernel = MaternKernel((3,))
+    kernel.initialise(x)
+    assert float(kernel.bandwidth.detach()) == pytest.approx(np.median(pdist(x)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("degree", "offset"), [(1, 0.0), (2, 1.0), (3, 0.5)])
+def test_polynomial_kernel_is_scikit_learns(degree: int, offset: float) -> None:
+    a, b = torch.randn(7, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    kernel = PolynomialKernel((3,), bandwidth=1.7, degree=degree, offset=offset).double()
+    oracle = functools.partial(
+        polynomial_kernel, degree=degree, gamma=1 / float(kernel.bandwidth.detach()), coef0=offset
+    )
+    np.testing.assert_allclose(kernel.cross(a, b).detach(), oracle(a, b), rtol=1e-10)
+    np.testing.assert_allclose(kernel.gram(a).detach(), oracle(a, a), rtol=1e-10)
+
+
+def test_polynomial_scale_is_the_median_squared_norm() -> None:
+    x = 30 * torch.randn(30, 1, 2, 2) + 5
+    kernel = PolynomialKernel((1, 2, 2))
+    kernel.initialise(x)
+    norms = np.square(x.flatten(1).numpy()).sum(1)
+    assert float(kernel.bandwidth.detach()) == pytest.approx(np.median(norms), rel=1e-5)
+    assert float(kernel.gram(kernel.features(x)).diagonal().median()) == pytest.approx(4, rel=0.2)  # (c + 1)^p
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaternKernel((3,), smoothness=2.0), "smoothness is 2.0; give 0.5, 1.5 or 2.5"),
+        (lambda: MaternKernel((3,), bandwidth=0.0), "bandwidth is 0.0"),
+        (lambda: PolynomialKernel((3,), degree=0), "degree is 0"),
+        (lambda: PolynomialKernel((3,), degree=1.5), "degree is 1.5"),
+        (lambda: PolynomialKernel((3,), offset=-1.0), "offset is -1.0"),
+        (lambda: PolynomialKernel((3,), bandwidth=-2.0), "bandwidth is -2.0"),
+    ],
+)
+def test_mistakes_are_named(make: Callable[[], Kernel], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()

@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from models import LearntPrior, LinearGaussian, flat_gradient
+from runs import trainer
 from sklearn.kernel_ridge import KernelRidge as Oracle
+from torch.utils.data import DataLoader
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel, PlugIn
 from lightning_alws.kernels import GaussianKernel
 from lightning_alws.learning import AmortisedLearning, Learning
+from lightning_alws.mean_matching import ReweightedRidge, mean_matching_weights
 from lightning_alws.networks import LinearFeatures
 from lightning_alws.objectives import KernelObjective, LogJointError, NaturalParameterError
+from lightning_alws.penalties import NormalPenalty
 from lightning_alws.posterior import project_to_simplex
 from lightning_alws.regression import KernelRidge
 
@@ -83,6 +88,23 @@ def test_centred_gradient_has_mean_zero_where_the_model_fits_and_the_plain_one_h
         means[centred] = gradients.mean(0) / (gradients.std(0) / len(gradients) ** 0.5)
     assert means[False].abs().max() > 10  # standard errors
     assert means[True].abs().max() < 4
+
+
+def test_importance_weights_follow_the_wake_batch_in_training() -> None:
+    """The whole step against the weighted regression written out."""
+    model = LinearGaussian()
+    module = learner(model, sleep_samples=50, regression=functools.partial(ReweightedRidge, ridge=0.1))
+    sleep, _ = module.sleep()
+    module.sleep = lambda: (sleep, sleep[:0])  # type: ignore[method-assign]
+    x = model.sleep(10).x[:5] + 1
+    kernel = module.regression.kernel
+    gram, cross = kernel.gram(kernel.features(sleep.x)), kernel.cross(kernel.features(sleep.x), kernel.features(x))
+    importance = mean_matching_weights(gram, cross)
+    kept = importance > 0
+    assert not kept.all()
+    matrix = (gram + module.regression.ridge * torch.diag(1 / importance))[kept][:, kept]
+    weights = torch.zeros_like(cross).index_put((kept,), torch.linalg.solve(matrix, cross[kept]))
+    torch.testing.assert_close(module.training_step(x, 0), -sleep.joint.expectation(weights, x).mean())
 
 
 def test_centring_reaches_neither_kernel_nor_sleep_samples() -> None:
@@ -242,3 +264,33 @@ def test_projection_onto_the_simplex_is_the_nearest_point() -> None:
         torch.testing.assert_close(shift, shift[:1].expand_as(shift))
         assert (v[w == 0] <= shift[0] + 1e-12).all()
     torch.testing.assert_close(project_to_simplex(projected), projected)
+
+
+class Sizes(pl.LightningDataModule):
+    """Data of which only the number matters."""
+
+    sizes = {"train": 8}
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.zeros(8, 3, dtype=torch.float64), batch_size=4)  # type: ignore[arg-type]
+
+
+def test_penalties_are_divided_by_the_number_of_data_and_not_by_anything_else(tmp_path) -> None:
+    """The gradient of a step with a penalty, less that of one without: that of −log p(θ)/n exactly."""
+    gradients = []
+    penalty = NormalPenalty("weight", scale=0.5)
+    for penalties in ([], [penalty]):
+        torch.manual_seed(0)  # the bandwidth's median
+        module = learner(LinearGaussian(), sleep_samples=20, penalties=penalties, centred=True, learning_rate=1e-9)
+        seen: list[torch.Tensor] = []
+        module.on_before_optimizer_step = lambda _, m=module, s=seen: s.append(m.generative.weight.grad.clone())
+        trainer(tmp_path, max_steps=1, precision="64-true").fit(module, datamodule=Sizes())
+        gradients.append(seen[0])
+    weight = LinearGaussian().weight
+    torch.testing.assert_close(gradients[1] - gradients[0], weight.detach() / 0.25 / 8)
+
+
+def test_penalties_need_the_number_of_data(tmp_path) -> None:
+    module = learner(LinearGaussian(), sleep_samples=20, penalties=[NormalPenalty("weight", scale=1.0)])
+    with pytest.raises(UserError, match="the data module has no attribute 'sizes'"):
+        trainer(tmp_path, max_steps=1).fit(module, train_dataloaders=Sizes().train_dataloader())

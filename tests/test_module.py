@@ -259,7 +259,7 @@ def fail_on(model: AmortisedLearning, batches: set[int], monkeypatch: pytest.Mon
     """Let the regression of these training batches fail."""
     original = model.regression.fit
 
-    def fit(x: Tensor) -> FittedRidge:
+    def fit(x: Tensor, wake: Tensor | None = None) -> FittedRidge:
         fitted = original(x)
         if model.trainer.fit_loop.total_batch_idx in batches:
             fitted.failure = "a failure was planted"

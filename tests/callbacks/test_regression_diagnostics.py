@@ -207,7 +207,7 @@ def test_a_failing_regression_is_counted_and_no_figure_made_up(tmp_path: Path, m
     model = image_model()
     original = model.regression.fit
 
-    def fit(x: Tensor) -> Any:
+    def fit(x: Tensor, wake: Tensor | None = None) -> Any:
         fitted = original(x)
         fitted.failure = "a failure was planted"
         return fitted

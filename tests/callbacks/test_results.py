@@ -216,7 +216,7 @@ def test_skipped_steps_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = image_model()
     original = model.regression.fit
 
-    def fit(x: torch.Tensor) -> Any:
+    def fit(x: torch.Tensor, wake: torch.Tensor | None = None) -> Any:
         fitted = original(x)
         fitted.failure = "a failure was planted" if model.trainer.fit_loop.total_batch_idx in (0, 2) else None
         return fitted
