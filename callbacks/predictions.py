@@ -46,7 +46,7 @@ class Predictions(Callback):
         num_samples: int = 64,
         num_observations: int = 64,
         simplex: bool = False,
-        function: Callable[[Any], Tensor] | None = None,
+        function: Callable | None = None,
     ) -> None:
         check_at_least("predictions", num_samples=(num_samples, 1), num_observations=(num_observations, 1))
         self.num_samples = num_samples
