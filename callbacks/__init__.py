@@ -1,8 +1,10 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
+from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
@@ -14,6 +16,8 @@ from callbacks.traces import ParameterTraces
 __all__ = [
     "FIDKID",
     "ExperimentFigure",
+    "FactorCovariances",
+    "GaussianProcessHyperparameters",
     "LogLikelihood",
     "ParameterTraces",
     "Predictions",

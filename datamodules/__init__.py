@@ -3,7 +3,9 @@
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.digits import Digits
+from datamodules.gp_series import GaussianProcessSeries
 from datamodules.images import ImageDataModule
+from datamodules.linear_gaussian import LinearGaussianData
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
 from datamodules.table import Table
@@ -16,6 +18,8 @@ __all__ = [
     "DeviceDataModule",
     "Digits",
     "FashionMNIST",
+    "GaussianProcessSeries",
     "ImageDataModule",
+    "LinearGaussianData",
     "Table",
 ]

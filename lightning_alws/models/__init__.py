@@ -1,5 +1,7 @@
 """Latent-variable models, one file each."""
 
+from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.image import ImageModel
+from lightning_alws.models.linear_gaussian import LinearGaussianModel
 
-__all__ = ["ImageModel"]
+__all__ = ["GaussianProcessModel", "ImageModel", "LinearGaussianModel"]
