@@ -151,9 +151,12 @@ class LatentVariableModel(GenerativeModel):
 
     Attributes:
         prior_is_learnt: whether log p_θ(z) has parameters.
+        latents_are_real: whether z has a density on the real numbers, which a Gaussian could approximate; false where
+            some of z is discrete or confined to a curve.
     """
 
     prior_is_learnt: bool = False
+    latents_are_real: bool = True
 
     @abstractmethod
     def sample_prior(self, count: int) -> Tensor:
