@@ -1,6 +1,8 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.clusters import Clusters
+from callbacks.component_map import ComponentMap
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
 from callbacks.log_likelihood import LogLikelihood
@@ -13,6 +15,8 @@ from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
+    "Clusters",
+    "ComponentMap",
     "ExperimentFigure",
     "LogLikelihood",
     "ParameterTraces",
