@@ -8,7 +8,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from callbacks.clusters import COLOURS
 from callbacks.figure import ExperimentFigure
@@ -75,9 +74,7 @@ class ComponentMap(ExperimentFigure):
         if hasattr(data, "labels"):
             images = data.images(split)[: self.images].to(module.dtype)
             posterior = module.amortised_posterior(images)
-            component, _ = prior.unpack(posterior.sleep.z)
-            indicators = one_hot(component, len(weights)).to(posterior.weights.dtype)
-            assigned = posterior.expectation(indicators).argmax(1)
+            assigned = posterior.expectation(prior.statistics(posterior.sleep.z)["component"]).argmax(1)
             numbers["component_purity"] = purity(assigned, data.labels(split)[: self.images])
         return numbers
 

@@ -302,6 +302,10 @@ def test_mixture_by_component(case: str) -> None:
     assert log_joint.shape == (11, K)
     for k in range(K):
         torch.testing.assert_close(log_joint[:, k], prior.log_prob(prior.pack(torch.full((11,), k), value)))
+    statistics = prior.statistics(z)
+    assert torch.equal(statistics["component"].argmax(1), component)
+    assert torch.equal(statistics["component"].sum(1), torch.ones(11).double())
+    assert torch.equal(statistics["value"], value)
     draws = prior.sample_component(2, 20_000)
     assert (draws[:, 0] == 2).all()
     assert not draws.requires_grad

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import LatentVariableModel
+from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Bernoulli, Gaussian, Likelihood
 from lightning_alws.networks import DCGANDecoder, Decoder
@@ -113,6 +113,9 @@ class ImageGenerator(LatentVariableModel):
 
     def log_prior(self, z: Tensor) -> Tensor:
         return self.prior.log_prob(z)
+
+    def statistics(self, z: Latents) -> Latents:
+        return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
         return {"noise_scale": self.pixels.scale} if isinstance(self.pixels, GaussianPixels) else {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.generative import LatentVariableModel
+from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import DiagonalGaussian, Likelihood
 from lightning_alws.networks import mlp, small_normal
@@ -78,6 +78,9 @@ class WarpedMixture(LatentVariableModel):
 
     def likelihood(self, z: Tensor) -> Likelihood:
         return DiagonalGaussian(self.network(self.prior.values(z)), self.log_scale)
+
+    def statistics(self, z: Latents) -> Latents:
+        return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
         noise = {f"noise_scale_{d}": scale for d, scale in enumerate(self.scale)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.generative import Latents
 from lightning_alws.likelihoods import LOG_2_PI
 
 
@@ -46,6 +47,10 @@ class Prior(nn.Module, ABC):
     def values(self, z: Tensor) -> Tensor:
         """The real numbers in z, which a decoder network takes, shape (N, D); here all of z."""
         return z
+
+    def statistics(self, z: Tensor) -> Latents:
+        """Real numbers of z whose posterior means mean something; here those that a decoder takes."""
+        return self.values(z)
 
 
 class PriorBuilder(Protocol):

@@ -66,7 +66,7 @@ class CategoricalPrior(Prior):
 
     def values(self, z: Tensor) -> Tensor:
         """One indicator for each class, (N, K)."""
-        return torch.nn.functional.one_hot(z, self.num_classes).to(self.logits.dtype)
+        return nn.functional.one_hot(z, self.num_classes).to(self.logits.dtype)
 
 
 class GaussianMixturePrior(Prior):
@@ -159,6 +159,11 @@ class GaussianMixturePrior(Prior):
     def values(self, z: Tensor) -> Tensor:
         """v, shape (N, dim): what follows must find the component in it."""
         return z[:, 1:]
+
+    def statistics(self, z: Tensor) -> dict[str, Tensor]:
+        """``component``, one indicator for each, (N, K), and ``value`` v, (N, dim)."""
+        component, value = self.unpack(z)
+        return {"component": nn.functional.one_hot(component, len(self.means)).to(value.dtype), "value": value}
 
     def log_joint(self, value: Tensor) -> Tensor:
         """log p(k, v_n) of all components for values (N, dim), shape (N, K); its softmax over k is p(k|v_n)."""
