@@ -1,6 +1,8 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.clusters import Clusters
+from callbacks.component_map import ComponentMap
 from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
@@ -15,6 +17,8 @@ from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
+    "Clusters",
+    "ComponentMap",
     "ExperimentFigure",
     "FactorCovariances",
     "GaussianProcessHyperparameters",

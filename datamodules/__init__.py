@@ -8,6 +8,7 @@ from datamodules.images import ImageDataModule
 from datamodules.linear_gaussian import LinearGaussianData
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
+from datamodules.pinwheel import Pinwheel
 from datamodules.table import Table
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "GaussianProcessSeries",
     "ImageDataModule",
     "LinearGaussianData",
+    "Pinwheel",
     "Table",
 ]

@@ -3,5 +3,11 @@
 from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
+from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
-__all__ = ["GaussianProcessModel", "ImageModel", "LinearGaussianModel"]
+__all__ = [
+    "GaussianProcessModel",
+    "ImageModel",
+    "LinearGaussianModel",
+    "WarpedMixtureModel",
+]
