@@ -20,7 +20,7 @@ from lightning_alws.models import GaussianProcessModel
 from lightning_alws.regression import KernelRidge
 
 REGRESSION = functools.partial(KernelRidge, kernel=PolynomialKernel, ridge=0.1)
-LEARNING = Learning(200, 200, REGRESSION, centred=True, learning_rate=0.03, averaging=0.97)
+LEARNING = Learning(200, 200, REGRESSION, centred=True, learning_rate=0.04, averaging=0.95)
 
 
 def model(points: int) -> GaussianProcessModel:
@@ -33,14 +33,14 @@ def test_a_run_recovers_the_hyperparameters_and_draws_them(tmp_path: Path) -> No
     run = trainer(
         tmp_path,
         [figure, RunCheckpoint("val/log_likelihood", "max")],
-        max_steps=250,
+        max_steps=150,
         max_epochs=-1,
-        val_check_interval=125,
+        val_check_interval=150,
         check_val_every_n_epoch=None,
     )
     module = model(8)
     run.fit(module, datamodule=data)
-    assert figure.steps == list(range(0, 251, 5))
+    assert figure.steps == list(range(0, 151, 5))
     assert figure.history["lengthscale"][0] == pytest.approx(1.0)
     run.test(module, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
 
@@ -62,7 +62,7 @@ def test_a_table_has_no_truth(tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     rows = torch.randn(300, 4).cumsum(1) + 0.5 * torch.randn(300, 4)
     file.write_text("\n".join(",".join(f"{value:.5f}" for value in row) for row in rows.tolist()))
-    run = trainer(tmp_path, [GaussianProcessHyperparameters()], max_steps=2)
+    run = trainer(tmp_path, [GaussianProcessHyperparameters()], max_steps=2, limit_val_batches=0)
     module, data = model(4), Table(str(file))
     run.fit(module, datamodule=data)
     run.test(module, datamodule=data, verbose=False)
