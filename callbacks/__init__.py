@@ -1,8 +1,12 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.clusters import Clusters
+from callbacks.component_map import ComponentMap
+from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
+from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.neural_process import NeuralProcessFigure
 from callbacks.predictions import Predictions
@@ -14,7 +18,11 @@ from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
+    "Clusters",
+    "ComponentMap",
     "ExperimentFigure",
+    "FactorCovariances",
+    "GaussianProcessHyperparameters",
     "LogLikelihood",
     "NeuralProcessFigure",
     "ParameterTraces",

@@ -1,6 +1,15 @@
 """Latent-variable models, one file each."""
 
+from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.image import ImageModel
+from lightning_alws.models.linear_gaussian import LinearGaussianModel
 from lightning_alws.models.neural_process import NeuralProcessModel
+from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
-__all__ = ["ImageModel", "NeuralProcessModel"]
+__all__ = [
+    "GaussianProcessModel",
+    "ImageModel",
+    "LinearGaussianModel",
+    "NeuralProcessModel",
+    "WarpedMixtureModel",
+]

@@ -141,7 +141,9 @@ def test_parameters_are_recovered_from_data_of_the_models_own() -> None:
     truth = tiny()
     y = truth.sleep(2000).x
     model = tiny()
-    module = NeuralProcessModel(1, 8, Learning(sleep_samples=200, regression=MEDIAN, centred=True), event_shape=(2,)).double()
+    module = NeuralProcessModel(
+        1, 8, Learning(sleep_samples=200, regression=MEDIAN, centred=True), event_shape=(2,)
+    ).double()
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     module.generative = model.requires_grad_(False)
     bias = model.decoder[1][-1].bias.requires_grad_(True)  # type: ignore[index, union-attr, operator]
