@@ -6,6 +6,7 @@ from datamodules.digits import Digits
 from datamodules.images import ImageDataModule
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
+from datamodules.softplus_toy import SoftplusData
 from datamodules.table import Table
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "ImageDataModule",
+    "SoftplusData",
     "Table",
 ]
