@@ -3,6 +3,7 @@
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
+from callbacks.gradient_error import GradientError
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
@@ -14,6 +15,7 @@ from callbacks.traces import ParameterTraces
 __all__ = [
     "FIDKID",
     "ExperimentFigure",
+    "GradientError",
     "LogLikelihood",
     "ParameterTraces",
     "Predictions",
