@@ -23,12 +23,14 @@ import callbacks
 import datamodules  # noqa: F401
 import lightning_alws.baselines
 import lightning_alws.learning
+import lightning_alws.low_rank
 import lightning_alws.mean_matching
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives
 import lightning_alws.penalties
 import lightning_alws.priors
+import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS

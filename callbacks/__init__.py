@@ -7,6 +7,7 @@ from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
 from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
+from callbacks.gradient_error import GradientError
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.neural_process import NeuralProcessFigure
 from callbacks.predictions import Predictions
@@ -23,6 +24,7 @@ __all__ = [
     "ExperimentFigure",
     "FactorCovariances",
     "GaussianProcessHyperparameters",
+    "GradientError",
     "LogLikelihood",
     "NeuralProcessFigure",
     "ParameterTraces",

@@ -10,6 +10,7 @@ from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
 from datamodules.pinwheel import Pinwheel
 from datamodules.sine_functions import SineFunctions
+from datamodules.softplus_toy import SoftplusData
 from datamodules.table import Table
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "LinearGaussianData",
     "Pinwheel",
     "SineFunctions",
+    "SoftplusData",
     "Table",
 ]

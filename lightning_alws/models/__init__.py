@@ -4,6 +4,7 @@ from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
 from lightning_alws.models.neural_process import NeuralProcessModel
+from lightning_alws.models.softplus_toy import SoftplusToy
 from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "ImageModel",
     "LinearGaussianModel",
     "NeuralProcessModel",
+    "SoftplusToy",
     "WarpedMixtureModel",
 ]
