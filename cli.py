@@ -22,7 +22,9 @@ import callbacks
 import datamodules  # noqa: F401
 import lightning_alws.models
 import lightning_alws.networks
-import lightning_alws.objectives  # noqa: F401
+import lightning_alws.objectives
+import lightning_alws.penalties
+import lightning_alws.priors  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
 from lightning_alws.errors import UserError
