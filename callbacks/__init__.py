@@ -4,6 +4,7 @@ from callbacks.checkpoint import RunCheckpoint
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
 from callbacks.log_likelihood import LogLikelihood
+from callbacks.orientation_sweep import OrientationSweep
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
@@ -15,6 +16,7 @@ __all__ = [
     "FIDKID",
     "ExperimentFigure",
     "LogLikelihood",
+    "OrientationSweep",
     "ParameterTraces",
     "Predictions",
     "ProgressBar",
