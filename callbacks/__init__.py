@@ -10,6 +10,7 @@ from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
 from callbacks.gradient_error import GradientError
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.neural_process import NeuralProcessFigure
+from callbacks.orientation_sweep import OrientationSweep
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
@@ -27,6 +28,7 @@ __all__ = [
     "GradientError",
     "LogLikelihood",
     "NeuralProcessFigure",
+    "OrientationSweep",
     "ParameterTraces",
     "Predictions",
     "ProgressBar",

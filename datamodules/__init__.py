@@ -3,6 +3,7 @@
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.digits import Digits
+from datamodules.gabors import Gabors
 from datamodules.gp_series import GaussianProcessSeries
 from datamodules.images import ImageDataModule
 from datamodules.linear_gaussian import LinearGaussianData
@@ -21,6 +22,7 @@ __all__ = [
     "DeviceDataModule",
     "Digits",
     "FashionMNIST",
+    "Gabors",
     "GaussianProcessSeries",
     "ImageDataModule",
     "LinearGaussianData",

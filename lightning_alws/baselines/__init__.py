@@ -2,4 +2,6 @@
 
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
 
-__all__ = ["NeuralProcessELBO"]
+__all__ = [
+    "NeuralProcessELBO",
+]

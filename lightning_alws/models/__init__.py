@@ -1,5 +1,6 @@
 """Latent-variable models, one file each."""
 
+from lightning_alws.models.circle import CircleModel
 from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
@@ -8,6 +9,7 @@ from lightning_alws.models.softplus_toy import SoftplusToy
 from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
 __all__ = [
+    "CircleModel",
     "GaussianProcessModel",
     "ImageModel",
     "LinearGaussianModel",
