@@ -26,6 +26,8 @@ import lightning_alws.mean_matching
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives
+import lightning_alws.penalties
+import lightning_alws.priors
 import lightning_alws.set_kernels  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
