@@ -7,22 +7,26 @@ generator are the same on every rank and cannot be resumed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import GenerativeModel, LatentVariableModel, Simulator, Sleep
 from lightning_alws.noise import seeded
+from lightning_alws.penalties import Penalty
 
 COUNT = 6  # sleep samples to try; more than one, and not a size that layers are likely to have
 
 
-def check_model(model: GenerativeModel, direct: bool) -> None:
+def check_model(model: GenerativeModel, direct: bool, penalties: Sequence[Penalty] = ()) -> None:
     """Draw a few sleep samples and differentiate a prediction; the global generators are left as they were.
 
     Args:
         model: the model, on any device.
         direct: whether log p_θ(z_n, x_n) itself is regressed.
+        penalties: log priors on its parameters, which give gradients too.
 
     Raises:
         UserError: samples carry a gradient or ignore the seed; a shape is wrong; a value is not finite; a parameter
@@ -35,15 +39,20 @@ def check_model(model: GenerativeModel, direct: bool) -> None:
         sleep = model.sleep(COUNT, direct=direct)
     _check_shapes(sleep, name)
     _check_noise(model, sleep, name, device, direct)
-    _check_gradients(model, sleep, name)
+    _check_gradients(model, sleep, name, penalties)
 
 
 def check_data(model: GenerativeModel, x: Tensor, direct: bool) -> None:
     """Compare the first batch of observations x (B, *event) with what the model makes.
 
     Raises:
-        UserError: their shapes differ, or the data hold a NaN or an infinity.
+        UserError: they are no tensor, their shapes differ, or the data hold a NaN or an infinity.
     """
+    if not isinstance(x, Tensor):
+        raise UserError(
+            f"a batch of the data is a {type(x).__name__}, not a tensor of observations; let the data module yield "
+            "tensors, or override observe(batch) of the LightningModule."
+        )
     device = x.device
     with torch.no_grad(), seeded(device, "contract", 0):
         made = model.sleep(2, direct=direct).x
@@ -113,7 +122,7 @@ def _check_noise(model: GenerativeModel, sleep: Sleep, name: str, device: torch.
         raise UserError(f"{name} returns the same samples whatever the seed; do not seed a generator inside the model.")
 
 
-def _check_gradients(model: GenerativeModel, sleep: Sleep, name: str) -> None:
+def _check_gradients(model: GenerativeModel, sleep: Sleep, name: str, penalties: Sequence[Penalty]) -> None:
     parameters = {path: p for path, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise UserError(f"{name} has no parameters to learn; register them as torch.nn.Parameter.")
@@ -123,6 +132,9 @@ def _check_gradients(model: GenerativeModel, sleep: Sleep, name: str) -> None:
         expectation = sleep.joint.expectation(weights, sleep.x[:1]).sum()
     if not expectation.requires_grad:
         raise UserError(f"{name}'s log p(z, x) carries no gradient at all; compute it without no_grad() and detach().")
+    with torch.enable_grad():
+        for penalty in penalties:
+            expectation = expectation - penalty(model)
     gradients = torch.autograd.grad(expectation, [*parameters.values()], allow_unused=True)
     without = [path for path, gradient in zip(parameters, gradients, strict=True) if gradient is None]
     if without:

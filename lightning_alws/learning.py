@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -24,6 +24,7 @@ from lightning_alws.errors import UserError
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.module import LatentVariableModule, parameter_sum
 from lightning_alws.objectives import KernelObjective
+from lightning_alws.penalties import Penalty
 from lightning_alws.posterior import AmortisedPosterior
 from lightning_alws.regression import FittedRidge, KernelRidge, freeze
 
@@ -46,6 +47,8 @@ class Learning:
             "auto" is plug-in wherever the model has natural parameters.
         learning_rate: Adam's for the model.
         kernel_learning_rate: Adam's for the kernel and the ridge.
+        penalties: log priors on the model's parameters, −log p(θ) each; added to the loss divided by the number of
+            training data, of which the data module's ``sizes["train"]`` tells.
         averaging: decay of the averaged weights used for evaluation; 0 for none.
         max_skipped: consecutive steps that may be skipped, because the regression failed, before the run stops.
     """
@@ -58,6 +61,7 @@ class Learning:
     mode: Literal["plug-in", "direct", "auto"] = "auto"
     learning_rate: float = 1e-3
     kernel_learning_rate: float = 1e-3
+    penalties: list[Penalty] = field(default_factory=list)
     averaging: float = 0.0
     max_skipped: int = 20
 
@@ -120,7 +124,7 @@ class AmortisedLearning(LatentVariableModule):
         learning.check()
         self.learning = learning
         self.direct = learning.mode == "direct" or (learning.mode == "auto" and generative.direct_only)
-        check_model(generative, self.direct)
+        check_model(generative, self.direct, learning.penalties)
         with torch.no_grad():
             x = generative.sleep(INITIAL_SAMPLES, direct=self.direct).x
         self.regression = learning.regression(tuple(x.shape[1:])).to(x.dtype)
@@ -173,9 +177,9 @@ class AmortisedLearning(LatentVariableModule):
         return sleep.joint.expectation(weights, x)
 
     def update(self, expectation: Tensor, regression: FittedRidge, sleep: Sleep, held_out: Sleep) -> Tensor:
-        """The loss: −mean Ĵ(x*), with the sleep-centred correction and the kernel's own objective where chosen."""
+        """The loss: −mean Ĵ(x*) − log p(θ)/n, with the centring and the kernel's own objective where chosen."""
         self.log("train/objective", expectation.detach().mean(), prog_bar=True)
-        loss = -expectation.mean()
+        loss = self.penalty() - expectation.mean()
         if not len(held_out):
             return loss
         weights = regression.weights(held_out.x)
@@ -186,6 +190,23 @@ class AmortisedLearning(LatentVariableModule):
             self.log("train/kernel_loss", kernel_loss.detach())
             loss = loss + kernel_loss
         return loss
+
+    def penalty(self) -> Tensor | float:
+        """−log p(θ)/n for n training data.
+
+        Raises:
+            UserError: there are penalties, but the data module does not say how many training data it has.
+        """
+        if not self.learning.penalties:
+            return 0.0
+        sizes = getattr(getattr(self.trainer, "datamodule", None), "sizes", None)
+        if sizes is None:
+            raise UserError(
+                "model.learning.penalties are given, but the data module has no attribute 'sizes' with the number of "
+                "training data by which they are divided; define it, or leave the penalties out."
+            )
+        total = torch.stack([penalty(self.generative) for penalty in self.learning.penalties]).sum()
+        return total / sizes["train"]
 
     def draw(self, count: int, stream: str, index: int | None = None) -> Sleep:
         """``count`` sleep samples of the model in training, from a noise stream of their own."""

@@ -110,6 +110,8 @@ def test_a_simulator_has_no_plug_in_mode() -> None:
 def test_data_of_another_shape_or_with_nans_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shape \(1,\), but those of the data have \(2,\)"):
         check_data(Exponential(), torch.zeros(3, 2), True)
+    with pytest.raises(UserError, match=r"a batch of the data is a list, not a tensor"):
+        check_data(Exponential(), [torch.zeros(3, 1)], True)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"holds 1 non-finite of 3 values"):
         check_data(Exponential(), torch.tensor([[1.0], [float("nan")], [0.0]]), True)
     with pytest.raises(UserError, match=r"shape \(1, 8, 8\), but those of the data have \(1, 4, 4\)"):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from models import LearntPrior, LinearGaussian, flat_gradient
+from runs import trainer
 from sklearn.kernel_ridge import KernelRidge as Oracle
+from torch.utils.data import DataLoader
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel, PlugIn
@@ -16,6 +19,7 @@ from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.mean_matching import ReweightedRidge, mean_matching_weights
 from lightning_alws.networks import LinearFeatures
 from lightning_alws.objectives import KernelObjective, LogJointError, NaturalParameterError
+from lightning_alws.penalties import NormalPenalty
 from lightning_alws.posterior import project_to_simplex
 from lightning_alws.regression import KernelRidge
 
@@ -260,3 +264,33 @@ def test_projection_onto_the_simplex_is_the_nearest_point() -> None:
         torch.testing.assert_close(shift, shift[:1].expand_as(shift))
         assert (v[w == 0] <= shift[0] + 1e-12).all()
     torch.testing.assert_close(project_to_simplex(projected), projected)
+
+
+class Sizes(pl.LightningDataModule):
+    """Data of which only the number matters."""
+
+    sizes = {"train": 8}
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.zeros(8, 3, dtype=torch.float64), batch_size=4)  # type: ignore[arg-type]
+
+
+def test_penalties_are_divided_by_the_number_of_data_and_not_by_anything_else(tmp_path) -> None:
+    """The gradient of a step with a penalty, less that of one without: that of −log p(θ)/n exactly."""
+    gradients = []
+    penalty = NormalPenalty("weight", scale=0.5)
+    for penalties in ([], [penalty]):
+        torch.manual_seed(0)  # the bandwidth's median
+        module = learner(LinearGaussian(), sleep_samples=20, penalties=penalties, centred=True, learning_rate=1e-9)
+        seen: list[torch.Tensor] = []
+        module.on_before_optimizer_step = lambda _, m=module, s=seen: s.append(m.generative.weight.grad.clone())
+        trainer(tmp_path, max_steps=1, precision="64-true").fit(module, datamodule=Sizes())
+        gradients.append(seen[0])
+    weight = LinearGaussian().weight
+    torch.testing.assert_close(gradients[1] - gradients[0], weight.detach() / 0.25 / 8)
+
+
+def test_penalties_need_the_number_of_data(tmp_path) -> None:
+    module = learner(LinearGaussian(), sleep_samples=20, penalties=[NormalPenalty("weight", scale=1.0)])
+    with pytest.raises(UserError, match="the data module has no attribute 'sizes'"):
+        trainer(tmp_path, max_steps=1).fit(module, train_dataloaders=Sizes().train_dataloader())
