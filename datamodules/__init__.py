@@ -3,6 +3,7 @@
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.digits import Digits
+from datamodules.ica_mixtures import ICAMixtures
 from datamodules.images import ImageDataModule
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
@@ -16,6 +17,7 @@ __all__ = [
     "DeviceDataModule",
     "Digits",
     "FashionMNIST",
+    "ICAMixtures",
     "ImageDataModule",
     "Table",
 ]
