@@ -1,7 +1,9 @@
 """Competing methods, one file each, around the same generative parts."""
 
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
+from lightning_alws.baselines.vae import VariationalAutoencoder
 
 __all__ = [
     "NeuralProcessELBO",
+    "VariationalAutoencoder",
 ]
