@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 # Imported so that the classes are known by their short names on the command line.
 import callbacks
 import datamodules  # noqa: F401
+import lightning_alws.baselines
 import lightning_alws.learning
 import lightning_alws.mean_matching
 import lightning_alws.models

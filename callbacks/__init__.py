@@ -1,6 +1,7 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.denoising import Denoising
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
 from callbacks.log_likelihood import LogLikelihood
@@ -13,6 +14,7 @@ from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
+    "Denoising",
     "ExperimentFigure",
     "LogLikelihood",
     "ParameterTraces",
