@@ -153,9 +153,9 @@ class MatrixFactorisation(AmortisedLearning):
     Args:
         factors: K.
         initial_weight: bounds of the initial W, log-uniform between them.
-        initial_bias: of every pixel (published: 0.1); None for the log odds of the mean training image. From a constant,
-            pixels that are black in all data are for hundreds of steps explained by factors that turn them off, and
-            which the model then also turns on.
+        initial_bias: of every pixel (published: 0.1); None for the log odds of the mean training image. From a
+            constant, pixels that are black in all data are for hundreds of steps explained by factors that turn them
+            off, and which the model then also turns on.
         learning: how it is trained.
         image_shape: (C, H, W); comes from the data module.
         likelihood: must be "bernoulli"; comes from the data module.
