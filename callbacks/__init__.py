@@ -1,10 +1,15 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.clusters import Clusters
+from callbacks.component_map import ComponentMap
 from callbacks.denoising import Denoising
+from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
+from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
 from callbacks.log_likelihood import LogLikelihood
+from callbacks.neural_process import NeuralProcessFigure
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
@@ -14,9 +19,14 @@ from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
+    "Clusters",
+    "ComponentMap",
     "Denoising",
     "ExperimentFigure",
+    "FactorCovariances",
+    "GaussianProcessHyperparameters",
     "LogLikelihood",
+    "NeuralProcessFigure",
     "ParameterTraces",
     "Predictions",
     "ProgressBar",

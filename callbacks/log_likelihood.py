@@ -29,9 +29,10 @@ class LogLikelihood(Callback):
 
     The test estimate averages p(x|z) over prior samples. Where a pilot of 20 000 shows that a typical image would
     rest on fewer than ten of them, it is replaced by importance sampling with a Gaussian encoder that is fitted, for
-    this purpose only, to sleep samples. Both are lower bounds in expectation; ``test/effective_samples`` is the median
-    over images of (Σw)²/Σw², and ``test/log_likelihood_reliable`` is 1 if it is at least ten. Does nothing for models
-    without ``evaluation_model`` or data without ``images``.
+    this purpose only, to sleep samples; not where latents are discrete or on a curve, to which no Gaussian can be
+    fitted. Both are lower bounds in expectation; ``test/effective_samples`` is the median over images of (Σw)²/Σw², and
+    ``test/log_likelihood_reliable`` is 1 if it is at least ten. Does nothing for models without ``evaluation_model`` or
+    data without ``images``.
 
     Args:
         num_samples: prior samples in the test.
@@ -91,7 +92,7 @@ class LogLikelihood(Callback):
             pilot = monte_carlo_log_likelihood(model, x, min(PILOT_SAMPLES, self.num_samples), chunk)
             # Where few samples carry the estimate, ten times as many rarely make them ten times as many.
             hopeful = pilot.effective_samples.median() >= RELIABLE
-            if hopeful or not self.encoder_steps:
+            if hopeful or not self.encoder_steps or not model.latents_are_real:
                 method, samples = "prior samples", self.num_samples
                 estimate = monte_carlo_log_likelihood(model, x, samples, chunk)
             else:

@@ -28,7 +28,8 @@ class Predictions(Callback):
     * ``samples.npz``: ``samples`` (n, *event), ``latents`` (n, ...) and, where the model has them, ``means`` E[x|z];
     * ``posterior.npz``: ``observations``, ``latent_means`` E[z|x], ``expectations`` E[f(z)|x] where a function f is
       given, ``reconstructions`` E[μ(z)|x] where the model has means, ``negative_mass`` Σ_n max(−W_n, 0) of the raw
-      weights; latents of several parts have one array each, such as ``latent_means_lag``;
+      weights; latents of several parts have one array each, such as ``latent_means_lag``, and those of a mixture
+      ``latent_means_component``, the probabilities p(k|x), and ``latent_means_value``;
     * for images also ``samples.png`` and ``posterior.png`` (images, their reconstructions).
 
     Args:
@@ -86,7 +87,8 @@ class Predictions(Callback):
             return
         posterior = outputs.projected() if self.simplex else outputs
         z, joint = outputs.sleep.z, outputs.sleep.joint
-        means = map_latents(z, lambda part: posterior.expectation(part.to(posterior.weights.dtype)))
+        model: Any = pl_module.evaluation_model
+        means = map_latents(model.statistics(z), lambda part: posterior.expectation(part.to(posterior.weights.dtype)))
         learning: Any = pl_module
         part = {"observations": learning.observe(batch), **_by_name("latent_means", means)}
         if self.function is not None:

@@ -61,7 +61,7 @@ class RegressionDiagnostics(Callback):
             samples = pl_module.draw(count + held_out, "diagnostics")
             fitted = pl_module.regression.fit(samples[:count].x)
             if fitted.failure is None:
-                figures = self.figures(fitted, samples[:count], samples[count:], batch)
+                figures = self.figures(fitted, samples[:count], samples[count:], pl_module.observe(batch))
                 for name, value in figures.items():
                     pl_module.log(f"regression/{name}", value, prog_bar=name == "held_out_error")
                 self._warn(figures)

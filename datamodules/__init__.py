@@ -3,9 +3,13 @@
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.digits import Digits
+from datamodules.gp_series import GaussianProcessSeries
 from datamodules.images import ImageDataModule
+from datamodules.linear_gaussian import LinearGaussianData
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
+from datamodules.pinwheel import Pinwheel
+from datamodules.sine_functions import SineFunctions
 from datamodules.table import Table
 
 __all__ = [
@@ -16,6 +20,10 @@ __all__ = [
     "DeviceDataModule",
     "Digits",
     "FashionMNIST",
+    "GaussianProcessSeries",
     "ImageDataModule",
+    "LinearGaussianData",
+    "Pinwheel",
+    "SineFunctions",
     "Table",
 ]

@@ -141,6 +141,13 @@ class GenerativeModel(nn.Module, ABC):
             direct: regress log p_θ(z_n, x_n) itself rather than the natural parameters.
         """
 
+    def statistics(self, z: Latents) -> Latents:
+        """Real numbers of z, one row each, whose posterior means mean something; by default z itself.
+
+        A model with discrete latents gives indicators: their posterior means are probabilities.
+        """
+        return z
+
     def watched(self) -> dict[str, Tensor]:
         """Scalars worth a curve in TensorBoard, by name, such as a noise scale; by default the scalar parameters."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.numel() == 1}
@@ -151,9 +158,12 @@ class LatentVariableModel(GenerativeModel):
 
     Attributes:
         prior_is_learnt: whether log p_θ(z) has parameters.
+        latents_are_real: whether z has a density on the real numbers, which a Gaussian could approximate; false where
+            some of z is discrete or confined to a curve.
     """
 
     prior_is_learnt: bool = False
+    latents_are_real: bool = True
 
     @abstractmethod
     def sample_prior(self, count: int) -> Tensor:

@@ -11,12 +11,14 @@ Source: Wenliang, Moskovitz, Kanagawa, Sahani, "Amortised Learning by Wake-Sleep
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_alws.contract import check_data, check_model
@@ -46,7 +48,9 @@ class Learning:
             x ~ p_θ, that mean is pure regression error, and where the model fits the data the bias cancels.
         mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct");
             "auto" is plug-in wherever the model has natural parameters.
-        learning_rate: Adam's for the model.
+        learning_rate: Adam's for the model, in the first step.
+        final_learning_rate: Adam's for the model in the last step of the trainer, towards which the rate falls
+            geometrically; None for a constant rate.
         kernel_learning_rate: Adam's for the kernel and the ridge.
         penalties: log priors on the model's parameters, −log p(θ) each; added to the loss divided by the number of
             training data, of which the data module's ``sizes["train"]`` tells.
@@ -61,6 +65,7 @@ class Learning:
     centred: bool = False
     mode: Literal["plug-in", "direct", "auto"] = "auto"
     learning_rate: float = 1e-3
+    final_learning_rate: float | None = None
     kernel_learning_rate: float = 1e-3
     penalties: list[Penalty] = field(default_factory=list)
     averaging: float = 0.0
@@ -80,11 +85,10 @@ class Learning:
             )
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
-        for name in ("learning_rate", "kernel_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(
-                    f"model.learning.{name} is {getattr(self, name)}; give a positive number, such as 0.001."
-                )
+        for name in ("learning_rate", "final_learning_rate", "kernel_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"model.learning.{name} is {value}; give a positive number, such as 0.001.")
 
 
 class SkipStep(Exception):
@@ -237,9 +241,9 @@ class AmortisedLearning(LatentVariableModule):
             )
         return AmortisedPosterior(sleep, fitted.weights(x))
 
-    def predict_step(self, x: Tensor, batch_idx: int) -> AmortisedPosterior:
+    def predict_step(self, batch: Any, batch_idx: int) -> AmortisedPosterior:
         """The amortised posterior of a batch of observations."""
-        return self.amortised_posterior(x, batch_idx)
+        return self.amortised_posterior(self.observe(batch), batch_idx)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; no rank may raise or skip alone, or the others wait for it for ever."""
@@ -290,10 +294,34 @@ class AmortisedLearning(LatentVariableModule):
         """Restore the count of skipped steps."""
         self.skipped_total = checkpoint.get("skipped_total", 0)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, one group for the model and one for kernel and ridge where they are trained."""
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam, one group for the model and one for kernel and ridge where they are trained.
+
+        Raises:
+            UserError: the rate is to fall until a last step, but the trainer has none.
+        """
         groups = [
             {"params": [*self.generative.parameters()], "lr": self.learning.learning_rate, "name": "model"},
             {"params": [*self.regression.parameters()], "lr": self.learning.kernel_learning_rate, "name": "kernel"},
         ]
-        return torch.optim.Adam([group for group in groups if group["params"]])
+        optimiser = torch.optim.Adam([group for group in groups if group["params"]])
+        if self.learning.final_learning_rate is None:
+            return optimiser
+        steps = self.trainer.estimated_stepping_batches
+        ratio = self.learning.final_learning_rate / self.learning.learning_rate
+        if math.isinf(steps):
+            raise UserError(
+                "model.learning.final_learning_rate is given, but the trainer has no last step; set trainer.max_steps."
+            )
+
+        def falling(step: int) -> float:
+            return ratio ** min(step / max(steps - 1, 1), 1.0)
+
+        def constant(step: int) -> float:
+            return 1.0
+
+        rates: list[Callable[[int], float]] = [
+            falling if group["name"] == "model" else constant for group in optimiser.param_groups
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

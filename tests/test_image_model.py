@@ -19,6 +19,15 @@ from lightning_alws.learning import Learning
 from lightning_alws.models import ImageModel
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import DCGANDecoder, MLPDecoder
+from lightning_alws.priors import (
+    CategoricalPrior,
+    CirclePrior,
+    FlowPrior,
+    GaussianMixturePrior,
+    LaplacePrior,
+    PriorBuilder,
+    UniformPrior,
+)
 
 LIKELIHOODS = ["bernoulli", "gaussian"]
 
@@ -229,3 +238,70 @@ def test_logger_takes_a_model_made_in_python(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         trainer(tmp_path, logger=logger, max_steps=1).fit(image_model(), datamodule=Images())
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+# Other priors than the standard normal
+
+PRIORS: dict[str, PriorBuilder] = {
+    "LaplacePrior": LaplacePrior,
+    "UniformPrior": UniformPrior,
+    "GaussianMixturePrior": functools.partial(GaussianMixturePrior, components=3),
+    "FlowPrior": functools.partial(FlowPrior, transforms=2, bins=4, hidden=(8,)),
+}
+every_prior = pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS.keys())
+
+
+def test_standard_normal_prior_adds_no_names_and_draws_as_ever() -> None:
+    """Checkpoints from before there was a choice still fit."""
+    model = generator("gaussian")
+    assert {name.split(".")[0] for name in model.state_dict()} == {"decoder", "pixels"}
+    torch.manual_seed(3)
+    z = model.sample_prior(4)
+    torch.manual_seed(3)
+    assert torch.equal(z, torch.randn(4, 3, dtype=torch.float64))
+    assert not model.prior_is_learnt
+    assert model.latents_are_real
+
+
+@every_prior
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_parameter_receives_a_gradient_under_every_prior(prior: PriorBuilder, likelihood: str) -> None:
+    model = generator(likelihood, prior=prior)
+    sleep = model.sleep(40)
+    assert sleep.x.dtype == torch.float64
+    assert (sleep.joint.log_prior is None) == (not model.prior.learnt)  # type: ignore[attr-defined]
+    sleep.joint.expectation(torch.randn(40, 3).double(), sleep.x[:3]).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@every_prior
+def test_log_joint_under_every_prior(prior: PriorBuilder) -> None:
+    model = generator("gaussian", prior=prior)
+    z = model.sample_prior(6)
+    values = z[:, 1:] if isinstance(model.prior, GaussianMixturePrior) else z
+    assert values.shape == (6, 3)
+    x = torch.randn(6, 1, 8, 8).double()
+    reference = Normal(model.decoder(values).tanh(), model.pixels.scale)  # type: ignore[arg-type]
+    torch.testing.assert_close(model.likelihood(z).log_prob(x), reference.log_prob(x).flatten(1).sum(-1))
+    torch.testing.assert_close(model.log_prior(z), model.prior.log_prob(z))
+
+
+@every_prior
+def test_training_moves_every_parameter_under_every_prior(prior: PriorBuilder, tmp_path: Path) -> None:
+    learning = Learning(sleep_samples=20, held_out=10, centred=True, averaging=0.9, learning_rate=1e-2)
+    decoder = functools.partial(MLPDecoder, hidden=[6])
+    model = ImageModel(2, decoder, learning, prior=prior, image_shape=(1, 8, 8), likelihood="bernoulli")
+    before = named(model)
+    trainer(tmp_path, max_steps=3).fit(model, datamodule=Images())
+    assert any(name.startswith("generative.prior") for name in before) == model.generative.prior_is_learnt  # type: ignore[union-attr]
+    for name, value in named(model).items():
+        assert not torch.equal(value, before[name]), name
+    assert model.evaluation_model.sleep(5).x.shape == (5, 1, 8, 8)
+
+
+@pytest.mark.parametrize("prior", [CirclePrior, functools.partial(CategoricalPrior, 3)])
+def test_priors_that_are_not_over_real_numbers_are_refused(prior: Any) -> None:
+    with pytest.raises(UserError, match="model.prior is no prior over 3 real numbers"):
+        generator("bernoulli", prior=prior)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -227,12 +228,58 @@ def test_vector_objective_refuses_the_direct_mode_and_names_the_other() -> None:
         ({"sleep_samples": 1}, "sleep_samples is 1"),
         ({"held_out": 0}, "held_out is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"final_learning_rate": 0.0}, "final_learning_rate is 0.0"),
         ({"averaging": 1.0}, "averaging is 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         AmortisedLearning(LinearGaussian(), Learning(**settings))
+
+
+class Rates(pl.Callback):
+    """Notes the rate of every parameter group in each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.seen.append([group["lr"] for group in optimizer.param_groups])
+
+
+def fit_rates(folder, steps: int, ckpt_path=None, **settings) -> tuple[list[list[float]], Path]:
+    rates = Rates()
+    module = learner(LinearGaussian(), sleep_samples=20, held_out=10, **settings)
+    loader = DataLoader(torch.randn(8, 3).double(), batch_size=4)
+    run = trainer(folder, [rates], max_steps=steps)
+    run.fit(module, loader, ckpt_path=ckpt_path)
+    run.save_checkpoint(folder / f"{steps}.ckpt")
+    return rates.seen, folder / f"{steps}.ckpt"
+
+
+def test_learning_rate_falls_geometrically_to_its_final_value_and_the_kernels_does_not(tmp_path) -> None:
+    settings = {"learning_rate": 0.1, "kernel_learning_rate": 0.02, "kernel_objective": LogJointError()}
+    seen, _ = fit_rates(tmp_path, 5, final_learning_rate=0.001, **settings)
+    expected = [[0.1 * 10 ** (-step / 2), 0.02] for step in range(5)]
+    torch.testing.assert_close(torch.tensor(seen), torch.tensor(expected))
+    assert fit_rates(tmp_path, 3, **settings)[0] == [[0.1, 0.02]] * 3
+
+
+def test_a_resumed_run_goes_on_with_the_falling_rate(tmp_path) -> None:
+    """The rate follows from the step and the last step, so that a run may also be prolonged."""
+    settings = {"learning_rate": 0.1, "final_learning_rate": 0.001}
+    first, checkpoint = fit_rates(tmp_path, 2, **settings)
+    assert [rate for (rate,) in first] == pytest.approx([0.1, 0.001])
+    second, _ = fit_rates(tmp_path, 5, ckpt_path=checkpoint, **settings)
+    # Resumed after two steps: the first rate was already set when the run was cut.
+    assert [rate for (rate,) in second][1:] == pytest.approx([0.1 * 10 ** (-step / 2) for step in (3, 4)])
+
+
+def test_a_falling_rate_needs_a_last_step(tmp_path) -> None:
+    module = learner(LinearGaussian(), sleep_samples=20, final_learning_rate=1e-4)
+    loader = DataLoader(torch.randn(8, 3).double(), batch_size=4)
+    with pytest.raises(UserError, match="set trainer.max_steps"):
+        trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(module, loader)
 
 
 def test_posterior_expectation_is_the_exact_posterior_mean() -> None:

@@ -276,6 +276,45 @@ def test_mixture_density_survives_a_singular_factor() -> None:
     assert prior.factors.grad.isfinite().all()
 
 
+@every_case
+def test_values_are_the_real_numbers_of_a_sample(case) -> None:
+    prior = case()
+    z = prior.sample(9)
+    values = prior.values(z)
+    if isinstance(prior, CategoricalPrior):
+        assert torch.equal(values.argmax(1), z)
+        assert torch.equal(values.sum(1), torch.ones(9).double())
+    else:
+        assert torch.equal(values, z[:, 1:] if isinstance(prior, GaussianMixturePrior) else z)
+    assert values.dtype == torch.float64
+    assert prior.real == (not isinstance(prior, CategoricalPrior | CirclePrior | GaussianMixturePrior))
+
+
+@pytest.mark.parametrize("case", ["full", "diagonal", "1d"])
+def test_mixture_by_component(case: str) -> None:
+    """log p(k, v) of every k, as log_prob has it one by one; draws of one component; packing and unpacking."""
+    prior = CASES[f"GaussianMixturePrior-{case}"]()
+    assert isinstance(prior, GaussianMixturePrior)
+    z = prior.sample(11)
+    component, value = prior.unpack(z)
+    assert torch.equal(prior.pack(component, value), z)
+    log_joint = prior.log_joint(value)
+    assert log_joint.shape == (11, K)
+    for k in range(K):
+        torch.testing.assert_close(log_joint[:, k], prior.log_prob(prior.pack(torch.full((11,), k), value)))
+    statistics = prior.statistics(z)
+    assert torch.equal(statistics["component"].argmax(1), component)
+    assert torch.equal(statistics["component"].sum(1), torch.ones(11).double())
+    assert torch.equal(statistics["value"], value)
+    draws = prior.sample_component(2, 20_000)
+    assert (draws[:, 0] == 2).all()
+    assert not draws.requires_grad
+    mean, covariance = prior.means[2].detach(), prior.covariances[2].detach()
+    error = 5 * covariance.diagonal().sqrt() / 20_000**0.5
+    assert ((draws[:, 1:].mean(0) - mean).abs() < error).all()
+    torch.testing.assert_close(draws[:, 1:].T.cov().view_as(covariance), covariance, rtol=0.1, atol=0.01)
+
+
 @pytest.mark.parametrize("case", ["CategoricalPrior", "GaussianMixturePrior-full", "FlowPrior"])
 def test_a_nan_parameter_makes_a_nan_density_and_no_exception(case: str) -> None:
     prior = CASES[case]()

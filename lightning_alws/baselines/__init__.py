@@ -1,5 +1,6 @@
 """Competing methods, one file each, around the same generative parts."""
 
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
+from lightning_alws.baselines.neural_process import NeuralProcessELBO
 
-__all__ = ["LogisticNormalVAE"]
+__all__ = ["LogisticNormalVAE", "NeuralProcessELBO"]

@@ -1,4 +1,4 @@
-"""The deep generative image model: z ~ N(0, I), a decoder network, Bernoulli or Gaussian pixels.
+"""The deep generative image model: a prior, N(0, I) unless told, a decoder network, Bernoulli or Gaussian pixels.
 
 Source: the image experiments of kevin-w-li/al-ws; the decoder is a DCGAN generator without BatchNorm, or an MLP.
 """
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import LatentVariableModel
+from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
-from lightning_alws.likelihoods import LOG_2_PI, Bernoulli, Gaussian, Likelihood
+from lightning_alws.likelihoods import Bernoulli, Gaussian, Likelihood
 from lightning_alws.networks import DCGANDecoder, Decoder
+from lightning_alws.priors import PriorBuilder, StandardNormal
 
 SQUEEZE = 1e-4  # Bernoulli means stay in [1e-4, 1 − 1e-4]: unbounded logits run away within some hundred steps
 
@@ -53,7 +54,9 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 
 
 class ImageGenerator(LatentVariableModel):
-    """p(z) = N(0, I), p_θ(x|z) = pixels(decoder(z)); the generative part that every method on images shares.
+    """p_θ(z) = prior, p_θ(x|z) = pixels(decoder(z)); the generative part that every method on images shares.
+
+    Where the prior has a component beside real numbers, as a mixture's, the decoder takes the real numbers alone.
 
     Args:
         image_shape: (C, H, W), from the data module.
@@ -61,6 +64,7 @@ class ImageGenerator(LatentVariableModel):
         latent_dim: dimension of z.
         decoder: builds the decoder from ``latent_dim`` and ``image_shape``.
         noise_floor: least σ of Gaussian pixels.
+        prior: builds the prior over ``latent_dim`` real numbers.
 
     Raises:
         UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
@@ -73,6 +77,7 @@ class ImageGenerator(LatentVariableModel):
         latent_dim: int = 16,
         decoder: Decoder = DCGANDecoder,
         noise_floor: float = 0.0,
+        prior: PriorBuilder = StandardNormal,
     ) -> None:
         super().__init__()
         if image_shape is None or likelihood is None:
@@ -92,22 +97,33 @@ class ImageGenerator(LatentVariableModel):
                 f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1]."
             )
         self.latent_dim = latent_dim
+        try:
+            self.prior = prior(dim=latent_dim)
+        except TypeError as error:
+            raise UserError(
+                f"model.prior is no prior over {latent_dim} real numbers ({error}); use StandardNormal, LaplacePrior, "
+                "UniformPrior, GaussianMixturePrior or FlowPrior."
+            ) from error
+        self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
         self.pixels = BernoulliPixels() if likelihood == "bernoulli" else GaussianPixels(noise_floor)
 
     def sample_prior(self, count: int) -> Tensor:
-        reference = next(self.decoder.parameters())
-        return torch.randn(count, self.latent_dim, device=reference.device, dtype=reference.dtype)
+        return self.prior.sample(count)
 
     def log_prior(self, z: Tensor) -> Tensor:
-        return -0.5 * (z.square() + LOG_2_PI).sum(-1)
+        return self.prior.log_prob(z)
+
+    def statistics(self, z: Latents) -> Latents:
+        return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
         return {"noise_scale": self.pixels.scale} if isinstance(self.pixels, GaussianPixels) else {}
 
     def likelihood(self, z: Tensor) -> Likelihood:
         # Back to the dtype of z where autocast lowered it: likelihoods of 1 000 pixels need float32.
-        return self.pixels(self.decoder(z).to(z.dtype))
+        values = self.prior.values(z)
+        return self.pixels(self.decoder(values).to(values.dtype))
 
 
 class ImageModel(AmortisedLearning):
@@ -119,6 +135,7 @@ class ImageModel(AmortisedLearning):
         learning: how it is trained.
         noise_floor: least noise scale σ of Gaussian pixels in [−1, 1]; with 0, training on grey images diverges
             sooner or later. Binary pixels have none.
+        prior: over z, of those that take a ``dim``: standard normal, Laplace, uniform, mixture of Gaussians, flow.
         image_shape: (C, H, W); comes from the data module.
         likelihood: "bernoulli" or "gaussian"; comes from the data module.
     """
@@ -129,8 +146,9 @@ class ImageModel(AmortisedLearning):
         decoder: Decoder = DCGANDecoder,
         learning: Learning = Learning(),  # noqa: B008 (frozen)
         noise_floor: float = 0.3,
+        prior: PriorBuilder = StandardNormal,
         image_shape: tuple[int, int, int] | None = None,
         likelihood: Literal["bernoulli", "gaussian"] | None = None,
     ) -> None:
-        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor), learning)
+        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior), learning)
         self.save_hyperparameters()

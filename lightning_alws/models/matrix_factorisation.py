@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ def begin_at_data(module: LatentVariableModule) -> bool:
     assert isinstance(model, PositiveFactors)
     if not model.begins_at_data or module.global_step > 0:
         return False
-    data = getattr(module.trainer, "datamodule", None)
+    data: Any = getattr(module.trainer, "datamodule", None)
     if not hasattr(data, "images"):
         raise UserError(
             "model.initial_bias is left out, but the data module has no method 'images' from which it would be set; "

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.generative import Latents
 from lightning_alws.likelihoods import LOG_2_PI
 
 
@@ -21,9 +23,12 @@ class Prior(nn.Module, ABC):
 
     Attributes:
         learnt: whether it has parameters.
+        real: whether z has a density on the real numbers, which a Gaussian could approximate; false where some of z is
+            discrete or confined to a curve.
     """
 
     learnt: bool = False
+    real: bool = True
     _like: Tensor
 
     def __init__(self) -> None:
@@ -38,6 +43,22 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """log p_θ(z_n) for z (N, ...), shape (N,), differentiable in θ."""
+
+    def values(self, z: Tensor) -> Tensor:
+        """The real numbers in z, which a decoder network takes, shape (N, D); here all of z."""
+        return z
+
+    def statistics(self, z: Tensor) -> Latents:
+        """Real numbers of z whose posterior means mean something; here those that a decoder takes."""
+        return self.values(z)
+
+
+class PriorBuilder(Protocol):
+    """Builds a prior over vectors of ``dim`` real numbers, as most classes of priors do."""
+
+    def __call__(self, *, dim: int) -> Prior:
+        """The prior."""
+        ...
 
 
 class StandardNormal(Prior):
@@ -107,6 +128,8 @@ class UniformPrior(Prior):
 
 class CirclePrior(Prior):
     """z = (cos a, sin a) with a ~ U(−π, π), shape (N, 2); density 1/(2π) with respect to the length of arc."""
+
+    real = False
 
     def sample(self, count: int) -> Tensor:
         angle = 2 * math.pi * torch.rand(count, device=self._like.device, dtype=self._like.dtype) - math.pi

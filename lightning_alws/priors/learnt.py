@@ -33,6 +33,7 @@ class CategoricalPrior(Prior):
         UserError: ``num_classes`` is less than 1.
     """
 
+    real = False
     logits: Tensor
 
     def __init__(self, num_classes: int, learnt: bool = True) -> None:
@@ -63,6 +64,10 @@ class CategoricalPrior(Prior):
     def log_prob(self, z: Tensor) -> Tensor:
         return self.log_probabilities[z]
 
+    def values(self, z: Tensor) -> Tensor:
+        """One indicator for each class, (N, K)."""
+        return nn.functional.one_hot(z, self.num_classes).to(self.logits.dtype)
+
 
 class GaussianMixturePrior(Prior):
     """k ~ Cat(softmax(α)), v|k ~ N(μ_k, C_k C_kᵀ + 1e-6 I); z = (k, v) packed as one tensor (N, 1 + dim).
@@ -82,6 +87,7 @@ class GaussianMixturePrior(Prior):
     """
 
     learnt = True
+    real = False
 
     def __init__(
         self,
@@ -129,12 +135,41 @@ class GaussianMixturePrior(Prior):
         """Components (N,), int64, and values (N, dim) of z (N, 1 + dim)."""
         return z[:, 0].long(), z[:, 1:]
 
+    @staticmethod
+    def pack(component: Tensor, value: Tensor) -> Tensor:
+        """z (N, 1 + dim) of components (N,), int64, and values (N, dim)."""
+        return torch.cat([component[:, None].to(value.dtype), value], dim=1)
+
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
-        component = self.component.sample(count)
+        return self._given(self.component.sample(count))
+
+    @torch.no_grad()
+    def sample_component(self, component: int, count: int) -> Tensor:
+        """Draws of one component, (count, 1 + dim), without gradient."""
+        return self._given(torch.full((count,), component, device=self.means.device))
+
+    def _given(self, component: Tensor) -> Tensor:
+        """z with v ~ p(v|k) for components (N,)."""
+        count = len(component)
         noise, jitter = torch.randn(2, count, self.dim, device=self.means.device, dtype=self.means.dtype)
         spread = (self._square_factors[component] @ noise[:, :, None])[:, :, 0] + JITTER**0.5 * jitter
-        return torch.cat([component[:, None].to(spread.dtype), self.means[component] + spread], dim=1)
+        return self.pack(component, self.means[component] + spread)
+
+    def values(self, z: Tensor) -> Tensor:
+        """v, shape (N, dim): what follows must find the component in it."""
+        return z[:, 1:]
+
+    def statistics(self, z: Tensor) -> dict[str, Tensor]:
+        """``component``, one indicator for each, (N, K), and ``value`` v, (N, dim)."""
+        component, value = self.unpack(z)
+        return {"component": nn.functional.one_hot(component, len(self.means)).to(value.dtype), "value": value}
+
+    def log_joint(self, value: Tensor) -> Tensor:
+        """log p(k, v_n) of all components for values (N, dim), shape (N, K); its softmax over k is p(k|v_n)."""
+        count = len(self.means)
+        components = torch.arange(count, device=value.device).repeat(len(value))
+        return self.log_prob(self.pack(components, value.repeat_interleave(count, 0))).view(len(value), count)
 
     def log_prob(self, z: Tensor) -> Tensor:
         component, value = self.unpack(z)

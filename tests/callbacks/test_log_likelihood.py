@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from pathlib import Path
@@ -18,7 +19,9 @@ from callbacks.log_likelihood import LogLikelihood
 from lightning_alws.errors import UserError
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Gaussian
+from lightning_alws.models import ImageModel
 from lightning_alws.networks import MLPDecoder
+from lightning_alws.priors import GaussianMixturePrior
 
 PRIOR = "prior samples"
 IMPORTANCE = "importance sampling with a Gaussian encoder fitted to sleep samples"
@@ -101,6 +104,30 @@ def test_the_method_follows_from_the_samples_that_will_be_effective(tmp_path: Pa
             continue  # the pilot may decide either way
         expected = PRIOR if effective > 10 else IMPORTANCE
         assert callback.provenance()["log_likelihood"]["method"] == expected, (log_scale, effective)
+
+
+def test_a_mixture_keeps_to_prior_samples(tmp_path: Path) -> None:
+    """No Gaussian encoder can propose a component; with σ known and one latent, log p(x) is that of quadrature."""
+    prior = functools.partial(GaussianMixturePrior, components=3)
+    decoder = functools.partial(MLPDecoder, hidden=[6])
+    model = ImageModel(1, decoder, Learning(20, 10), 0.3, prior, (1, 4, 4), "gaussian")
+    generative: Any = model.generative
+    data = Images("gaussian", (1, 4, 4))
+    callback = LogLikelihood(num_samples=20_000, encoder_steps=2)
+    logged = run_test(tmp_path, model, data, callback)
+    assert callback.provenance()["log_likelihood"]["method"] == PRIOR
+    v = torch.linspace(-4, 4, 2001)[:, None]
+    with torch.no_grad():
+        log_prior = generative.prior.log_joint(v).logsumexp(1)
+        likelihood = generative.likelihood(generative.prior.pack(torch.zeros(2001).long(), v))
+        pairs = torch.distributions.Normal(likelihood.mean, generative.pixels.scale)
+        log_prob = pairs.log_prob(data.images("test")[:, None]).flatten(2).sum(-1)
+    exact = float((log_prob + log_prior + math.log(8 / 2000)).logsumexp(1).mean())
+    assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.02)
+    # Where too few prior samples count, too: said, and not replaced.
+    with pytest.warns(UserWarning, match="is unreliable"):
+        run_test(tmp_path, model, data, tiny := LogLikelihood(num_samples=3, encoder_steps=2))
+    assert tiny.provenance()["log_likelihood"]["method"] == PRIOR
 
 
 def test_unreliable_figures_are_marked_and_said(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from callbacks.predictions import Predictions
 from lightning_alws.errors import UserError
+from lightning_alws.learning import Learning
 from lightning_alws.models import ImageModel
+from lightning_alws.networks import MLPDecoder
 from lightning_alws.posterior import AmortisedPosterior
+from lightning_alws.priors import GaussianMixturePrior
 
 
 def load(folder: Path, name: str) -> dict[str, Tensor]:
@@ -82,6 +86,26 @@ def test_simplex_replaces_the_weights_and_still_tells_of_the_raw_ones(tmp_path: 
     assert (simplex["reconstructions"] >= 0).all()
     assert (simplex["reconstructions"] <= 1).all()
     assert torch.equal(load(tmp_path / "raw", "samples")["latents"], load(tmp_path / "simplex", "samples")["latents"])
+
+
+def test_a_mixtures_component_is_predicted_by_its_probabilities(tmp_path: Path) -> None:
+    """The mean of a component's number would mean nothing."""
+    prior = functools.partial(GaussianMixturePrior, components=3)
+    decoder = functools.partial(MLPDecoder, hidden=[6])
+    model = ImageModel(2, decoder, Learning(30, 10), prior=prior, image_shape=(1, 8, 8), likelihood="bernoulli")
+    data = Images()
+    predict(tmp_path, model, data, Predictions(simplex=True))
+    arrays = load(tmp_path, "posterior")
+    assert "latent_means" not in arrays
+    torch.testing.assert_close(arrays["latent_means_component"].sum(1), torch.ones(7))
+    rows = []
+    for _, posterior in posteriors(model, data):
+        z, weights = posterior.sleep.z, posterior.projected().weights
+        assert isinstance(z, Tensor)
+        rows.append(torch.stack([weights[z[:, 0] == k].sum(0) for k in range(3)], dim=1))
+    torch.testing.assert_close(arrays["latent_means_component"], torch.cat(rows))
+    assert arrays["latent_means_value"].shape == (7, 2)
+    assert load(tmp_path, "samples")["latents"].shape == (64, 3)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
