@@ -3,6 +3,7 @@
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.clusters import Clusters
 from callbacks.component_map import ComponentMap
+from callbacks.denoising import Denoising
 from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
@@ -23,6 +24,7 @@ __all__ = [
     "FIDKID",
     "Clusters",
     "ComponentMap",
+    "Denoising",
     "ExperimentFigure",
     "FactorCovariances",
     "GaussianProcessHyperparameters",

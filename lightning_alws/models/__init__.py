@@ -5,6 +5,7 @@ from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.ica import ICA, IndependentComponents
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
+from lightning_alws.models.matrix_factorisation import MatrixFactorisation
 from lightning_alws.models.neural_process import NeuralProcessModel
 from lightning_alws.models.softplus_toy import SoftplusToy
 from lightning_alws.models.warped_mixture import WarpedMixtureModel
@@ -16,6 +17,7 @@ __all__ = [
     "ImageModel",
     "IndependentComponents",
     "LinearGaussianModel",
+    "MatrixFactorisation",
     "NeuralProcessModel",
     "SoftplusToy",
     "WarpedMixtureModel",
