@@ -3,6 +3,7 @@
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.clusters import Clusters
 from callbacks.component_map import ComponentMap
+from callbacks.denoising import Denoising
 from callbacks.factor_covariances import FactorCovariances
 from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
@@ -16,12 +17,14 @@ from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
 from callbacks.results import ResultsFile
 from callbacks.sample_grid import SampleGrid
+from callbacks.source_recovery import SourceRecovery
 from callbacks.traces import ParameterTraces
 
 __all__ = [
     "FIDKID",
     "Clusters",
     "ComponentMap",
+    "Denoising",
     "ExperimentFigure",
     "FactorCovariances",
     "GaussianProcessHyperparameters",
@@ -36,5 +39,6 @@ __all__ = [
     "ResultsFile",
     "RunCheckpoint",
     "SampleGrid",
+    "SourceRecovery",
     "Throughput",
 ]

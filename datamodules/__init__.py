@@ -5,6 +5,7 @@ from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.digits import Digits
 from datamodules.gabors import Gabors
 from datamodules.gp_series import GaussianProcessSeries
+from datamodules.ica_mixtures import ICAMixtures
 from datamodules.images import ImageDataModule
 from datamodules.linear_gaussian import LinearGaussianData
 from datamodules.loader import BatchLoader, DeviceDataModule
@@ -24,6 +25,7 @@ __all__ = [
     "FashionMNIST",
     "Gabors",
     "GaussianProcessSeries",
+    "ICAMixtures",
     "ImageDataModule",
     "LinearGaussianData",
     "Pinwheel",

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST as grey images, padded from 28 x 28 to 32 x 32 pixels."""
+"""MNIST and Fashion-MNIST as grey images of 28 x 28 pixels, padded to 32 x 32 by default."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from torch.nn.functional import pad
 
 from datamodules.idx import IdxFolder, default_root
 from datamodules.images import ImageDataModule
+from lightning_alws.errors import check_at_least
+
+SIDE = 28  # pixels of the files' images
+PADDING = 2
 
 
 class IdxDataModule(ImageDataModule):
-    """What the data sets in MNIST's format share: files found or downloaded, black padding of two pixels.
+    """What the data sets in MNIST's format share: files found or downloaded, black padding.
 
-    Images are float32 (n, 1, 32, 32) in [-1, 1], the border exactly -1; test images are the official ones.
+    Images are float32 (n, 1, 28 + 2p, 28 + 2p) in [-1, 1], the border exactly -1; test images are the official ones.
 
     Args:
         batch_size: training images per step and process.
@@ -22,11 +26,11 @@ class IdxDataModule(ImageDataModule):
         seed: of the splits, the order and, where there is one, the binarisation.
         root: folder that holds ``MNIST/raw`` and its like; by default $ALWS_DATA, else ``data``.
         download: fetch missing files into ``root``.
+        padding: p, pixels of border on each side; with 2 the images are 32 x 32, as convolutions need them.
 
     Raises UserError when a size is out of range, or in ``prepare_data`` and ``setup`` when files are missing or broken.
     """
 
-    image_shape = (1, 32, 32)
     likelihood = "gaussian"
     num_classes = 10
     white = 255
@@ -40,9 +44,15 @@ class IdxDataModule(ImageDataModule):
         seed: int = 0,
         root: str | None = None,
         download: bool = True,
+        padding: int = PADDING,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, validation_size, seed)
         self.save_hyperparameters(logger=False)
+        check_at_least("data", padding=(padding, 0))
+        self.padding = padding
+        self.image_shape = (1, SIDE + 2 * padding, SIDE + 2 * padding)
+        if padding != PADDING:  # other images, of which a classifier of its own is kept under the name
+            self.name += f"-{self.image_shape[1]}"
         self.download = download
         self.files = IdxFolder(default_root() if root is None else root, self.folder)
 
@@ -53,9 +63,12 @@ class IdxDataModule(ImageDataModule):
         self.files.require()
 
     def read_images(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(pixels, labels) of the official training and test set: uint8 (n, 1, 32, 32), int64 (n,)."""
+        """(pixels, labels) of the official training and test set: uint8 (n, 1, H, W), int64 (n,)."""
         (train, train_labels), (test, test_labels) = (self.files.read(p, self.num_classes) for p in ("train", "test"))
-        return (_framed(train), train_labels), (_framed(test), test_labels)
+        return (self._framed(train), train_labels), (self._framed(test), test_labels)
+
+    def _framed(self, pixels: Tensor) -> Tensor:
+        return pad(pixels, (self.padding,) * 4).to(torch.uint8)
 
 
 class MNIST(IdxDataModule):
@@ -74,7 +87,3 @@ class FashionMNIST(IdxDataModule):
     """
 
     folder = "FashionMNIST"
-
-
-def _framed(pixels: Tensor) -> Tensor:
-    return pad(pixels, (2, 2, 2, 2)).to(torch.uint8)

@@ -65,6 +65,11 @@ class PlugIn(Joint):
         return expected if self.log_prior is None else expected + weights.T @ self.log_prior
 
     @property
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """What is regressed: the components of η(z_n) that depend on z, (N, K'), and Ψ(z_n), (N, 1)."""
+        return self.likelihood.varying_parameters, self.likelihood.log_normaliser[:, None]
+
+    @property
     def log_joint(self) -> Tensor:
         log_prob = self.likelihood.log_prob(self.x)
         return log_prob if self.log_prior is None else log_prob + self.log_prior

@@ -24,6 +24,7 @@ from torch import Tensor
 from lightning_alws.contract import check_data, check_model
 from lightning_alws.errors import UserError
 from lightning_alws.generative import GenerativeModel, Sleep
+from lightning_alws.likelihoods import TensorMap
 from lightning_alws.module import LatentVariableModule, parameter_sum
 from lightning_alws.objectives import KernelObjective
 from lightning_alws.penalties import Penalty
@@ -183,7 +184,7 @@ class AmortisedLearning(LatentVariableModule):
     def update(self, expectation: Tensor, regression: FittedRidge, sleep: Sleep, held_out: Sleep) -> Tensor:
         """The loss: −mean Ĵ(x*) − log p(θ)/n, with the centring and the kernel's own objective where chosen."""
         self.log("train/objective", expectation.detach().mean(), prog_bar=True)
-        loss = self.penalty() - expectation.mean()
+        loss = self.penalty(self.learning.penalties) - expectation.mean()
         if not len(held_out):
             return loss
         weights = regression.weights(held_out.x)
@@ -194,23 +195,6 @@ class AmortisedLearning(LatentVariableModule):
             self.log("train/kernel_loss", kernel_loss.detach())
             loss = loss + kernel_loss
         return loss
-
-    def penalty(self) -> Tensor | float:
-        """−log p(θ)/n for n training data.
-
-        Raises:
-            UserError: there are penalties, but the data module does not say how many training data it has.
-        """
-        if not self.learning.penalties:
-            return 0.0
-        sizes = getattr(getattr(self.trainer, "datamodule", None), "sizes", None)
-        if sizes is None:
-            raise UserError(
-                "model.learning.penalties are given, but the data module has no attribute 'sizes' with the number of "
-                "training data by which they are divided; define it, or leave the penalties out."
-            )
-        total = torch.stack([penalty(self.generative) for penalty in self.learning.penalties]).sum()
-        return total / sizes["train"]
 
     def draw(self, count: int, stream: str, index: int | None = None) -> Sleep:
         """``count`` sleep samples of the model in training, from a noise stream of their own."""
@@ -233,15 +217,24 @@ class AmortisedLearning(LatentVariableModule):
         del self._validation
 
     @torch.no_grad()
-    def amortised_posterior(self, x: Tensor, index: int = 0) -> AmortisedPosterior:
+    def amortised_posterior(
+        self, x: Tensor, index: int = 0, sleep_samples: int | None = None, corrupt: TensorMap | None = None
+    ) -> AmortisedPosterior:
         """Weights that give E[f(z)|x] for observations x (B, *event) and any f, from fresh sleep samples.
+
+        Args:
+            x: observations.
+            index: of the noise.
+            sleep_samples: N, by default as many as in training.
+            corrupt: a random map of observations (N, *event), applied to those of the sleep samples before the
+                regression is fitted on them: the weights are then those of p(z|corrupted x), for x so corrupted.
 
         Raises:
             UserError: the regression failed.
         """
         with self.noise("posterior", index):
-            sleep = self.evaluation_model.sleep(self.learning.sleep_samples, direct=self.direct)
-        fitted = self.regression.fit(sleep.x)
+            sleep = self.evaluation_model.sleep(sleep_samples or self.learning.sleep_samples, direct=self.direct)
+            fitted = self.regression.fit(sleep.x if corrupt is None else corrupt(sleep.x))
         if fitted.failure is not None:
             raise UserError(
                 f"the posterior cannot be computed because {fitted.failure}; raise model.learning.regression.ridge."

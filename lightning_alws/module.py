@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_alws.errors import UserError
 from lightning_alws.generative import GenerativeModel
 from lightning_alws.noise import global_seed, seeded
+from lightning_alws.penalties import Penalty
 
 PRIMITIVES = (bool, int, float, str, type(None))
 
@@ -69,6 +70,22 @@ class LatentVariableModule(pl.LightningModule):
         # total_batch_idx and not global_step, which stands still under gradient accumulation.
         index = self.trainer.fit_loop.total_batch_idx if index is None else index
         return seeded(self.device, global_seed(), stream, self.global_rank, index)
+
+    def penalty(self, penalties: list[Penalty]) -> Tensor | float:
+        """−log p(θ)/n for n training data.
+
+        Raises:
+            UserError: there are penalties, but the data module does not say how many training data it has.
+        """
+        if not penalties:
+            return 0.0
+        sizes = getattr(getattr(self.trainer, "datamodule", None), "sizes", None)
+        if sizes is None:
+            raise UserError(
+                "penalties are given, but the data module has no attribute 'sizes' with the number of training data by "
+                "which they are divided; define it, or leave the penalties out."
+            )
+        return torch.stack([penalty(self.generative) for penalty in penalties]).sum() / sizes["train"]
 
     def test_step(self, x: Tensor, batch_idx: int) -> None:
         """Nothing: a method has no test figure of its own, the callbacks measure all models alike."""

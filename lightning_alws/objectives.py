@@ -68,5 +68,4 @@ class NaturalParameterError(KernelObjective):
                 "model.learning.kernel_objective is NaturalParameterError, but model.learning.mode is 'direct' and has "
                 "no natural parameters; use LogJointError."
             )
-        likelihood = sleep.joint.likelihood
-        return likelihood.varying_parameters, likelihood.log_normaliser[:, None]
+        return sleep.joint.targets

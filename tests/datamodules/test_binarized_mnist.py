@@ -33,6 +33,7 @@ def test_what_is_known_before_reading(dynamic):
         "root": "nowhere",
         "download": True,
         "dynamic": dynamic,
+        "padding": 2,
     }
 
 
@@ -75,6 +76,12 @@ def test_dynamic_training_images_are_redrawn_and_the_others_are_not(idx_root):
     assert torch.equal(data.images("train"), data.images("train"))
     for split in ("val", "test"):
         assert torch.equal(data.images(split), static.images(split))
+
+
+def test_without_padding(idx_root):
+    data = ready(BinarizedMNIST, idx_root(), validation_size=10, padding=0)
+    assert (data.image_shape, data.name) == ((1, 28, 28), "BinarizedMNIST-28")
+    assert data.images("train").shape == (50, 1, 28, 28)
 
 
 def test_the_real_files(real_root):

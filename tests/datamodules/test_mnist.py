@@ -5,6 +5,7 @@ import torch
 
 from datamodules import MNIST, FashionMNIST
 from datamodules.idx import IdxFolder
+from lightning_alws.errors import UserError
 
 KINDS = [MNIST, FashionMNIST]
 
@@ -28,6 +29,7 @@ def test_what_is_known_before_reading(kind):
         "seed": 0,
         "root": "nowhere",
         "download": True,
+        "padding": 2,
     }
 
 
@@ -47,6 +49,22 @@ def test_images_are_the_files_scaled_with_a_black_border(idx_root, kind):
     for split in ("train", "val", "test"):
         assert (data.images(split)[..., border] == -1).all()
         assert data.images(split).max() == 1
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_padding_is_a_setting(idx_root, padding):
+    root = idx_root()
+    data = ready(MNIST, root, validation_size=10, padding=padding)
+    assert (data.image_shape, data.name) == ((1, 28 + 2 * padding, 28 + 2 * padding), f"MNIST-{28 + 2 * padding}")
+    images, usual = data.images("val"), ready(MNIST, root, validation_size=10).images("val")
+    assert images.shape[1:] == data.image_shape
+    inner = images[..., padding : padding + 28, padding : padding + 28]
+    assert torch.equal(inner, usual[..., 2:-2, 2:-2])
+    border = torch.ones(images.shape[2:], dtype=torch.bool)
+    border[padding : padding + 28, padding : padding + 28] = False
+    assert (images[..., border] == -1).all()
+    with pytest.raises(UserError, match=r"data\.padding is -1"):
+        MNIST(padding=-1)
 
 
 def test_validation_is_a_seeded_part_of_the_training_files(idx_root):
