@@ -24,7 +24,8 @@ class NeuralProcessFigure(ExperimentFigure):
     * ``predictive_log_likelihood``: log p(y_held-out | context) / number held out, the mean over the functions of the
       split, by draws of z given the context; ``predictive_standard_error`` of that mean over functions;
     * ``oracle_log_likelihood``, ``oracle_standard_error``: the same with the law that the functions were drawn from;
-    * ``gap_to_oracle``, ``gap_standard_error``: the oracle's minus the model's, function by function.
+    * ``gap_to_oracle``, ``gap_standard_error``: the oracle's minus the model's, function by function; and
+      ``median_gap_to_oracle``, which the few functions that a model gets quite wrong do not move.
 
     The figure has one column for each function: draws from the model above, draws from the oracle below.
 
@@ -84,6 +85,7 @@ class NeuralProcessFigure(ExperimentFigure):
             numbers["gap_to_oracle" if name == "gap" else f"{name}_log_likelihood"] = float(values.mean())
             if len(values) > 1:
                 numbers[f"{name}_standard_error"] = float(values.std() / len(values) ** 0.5)
+        numbers["median_gap_to_oracle"] = float((oracle - model).quantile(0.5))
         return numbers
 
     @staticmethod

@@ -37,6 +37,7 @@ def test_numbers_and_picture_of_a_run(tmp_path: Path) -> None:
         ("predictive_log_likelihood", model, 0.01),
         ("oracle_log_likelihood", oracle, 1e-6),
         ("gap_to_oracle", oracle - model, 0.01),
+        ("median_gap_to_oracle", (oracle - model).sort().values[3:4], 0.01),
     ):
         assert metrics[f"test/{name}"] == pytest.approx(float(values.mean()), abs=tolerance)
     for name, values in (("predictive", model), ("oracle", oracle), ("gap", oracle - model)):
