@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import re
 import sys
 import warnings
 from importlib.metadata import version
@@ -34,7 +34,8 @@ import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
-from lightning_alws.errors import UserError
+from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint
+from lightning_alws.errors import UserError, condense
 from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
 
@@ -65,10 +66,12 @@ class SaveConfig(SaveConfigCallback):
     """``config.yaml`` in the run folder, whole or not at all; written by ``fit`` alone."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Write it once, on rank zero."""
+        """Write it once, on rank zero; without the checkpoint that this session continued from, to rerun as it is."""
         if stage == "fit" and trainer.is_global_zero:
+            config = self.config.clone()
+            config.ckpt_path = None
             with atomic_write(Path(trainer.default_root_dir) / self.config_filename, "w") as file:
-                file.write(self.parser.dump(self.config, skip_none=False))
+                file.write(self.parser.dump(config, skip_none=False))
 
 
 class AlwsCLI(LightningCLI):
@@ -97,10 +100,18 @@ class AlwsCLI(LightningCLI):
             if config.model.init_args.get(attribute) is not None:
                 raise UserError(f"model.{attribute} is given, but it comes from the data module; leave it out.")
         config.name = config.name or self._default_name(config)
+        if ".." in Path(config.name).parts or Path(config.name).is_absolute():
+            raise UserError(f"name is {config.name}, which leads out of the folder of runs; set --runs instead.")
         folder = Path(config.runs) / config.name
+        fitting, trying = self.config.subcommand == "fit", bool(config.trainer.fast_dev_run)
         if config.ckpt_path is None:
-            if self.config.subcommand == "fit":
-                refuse_to_overwrite(folder, config.trainer.fast_dev_run)
+            if fitting and not trying:
+                refuse_to_overwrite(folder)
+            if not fitting and not trying:
+                raise UserError(
+                    f"alws {self.config.subcommand} needs a trained model, but ckpt_path is not given; add --ckpt_path "
+                    "best, last, or a file."
+                )
             return
         if "://" in str(config.ckpt_path):
             raise UserError(
@@ -113,11 +124,13 @@ class AlwsCLI(LightningCLI):
             raise UserError(
                 f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name."
             )
-        if self.config.subcommand == "fit" and path.resolve().parent.parent != folder.resolve():
-            refuse_to_overwrite(folder, config.trainer.fast_dev_run)
         config.ckpt_path = str(path)
         self._dump_config()
-        compare_with_checkpoint(path, self.config_dump["model"], resuming=self.config.subcommand == "fit")
+        compare_with_checkpoint(path, self.config_dump["model"], resuming=fitting)
+        # Validation and prediction leave the figures in a run folder as they are; fit and test write them.
+        of_this_run = path.resolve().parent.parent == folder.resolve()
+        if self.config.subcommand in ("fit", "test") and not of_this_run and not trying:
+            refuse_to_overwrite(folder)
 
     @staticmethod
     def _default_name(config: Any) -> str:
@@ -125,15 +138,23 @@ class AlwsCLI(LightningCLI):
         return f"{files[0] if files else 'run'}-{config.data.class_path.rsplit('.', 1)[-1]}"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, at home in the run folder."""
+        """The trainer, at home in the run folder, with checkpoints that are written whole.
+
+        Raises UserError where it refuses its settings.
+        """
         config = self.config[self.subcommand]
         folder = Path(config.runs) / config.name
+        plugins = self._get(self.config_init, "trainer").plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         kwargs["default_root_dir"] = str(folder)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
         if config.trainer.enable_progress_bar is not False:
             kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), callbacks.ProgressBar()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"the trainer refuses its settings: {condense(str(error))}") from error
 
     def before_predict(self) -> None:
         """Keep no predictions in memory: the callback has written them, and weights are N numbers an image."""
@@ -141,84 +162,35 @@ class AlwsCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the last where nothing was monitored."""
-        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.config.fit.test_after_fit:
+        trainer: Any = self.trainer
+        if trainer.fast_dev_run or trainer.interrupted or not self.config.fit.test_after_fit:
             return
-        best = self.trainer.checkpoint_callback.best_model_path or self.trainer.checkpoint_callback.last_model_path
+        best = trainer.checkpoint_callback.best_model_path or trainer.checkpoint_callback.last_model_path
         if best:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
             print_results(self.trainer)
 
 
-def refuse_to_overwrite(folder: Path, fast_dev_run: bool | int) -> None:
-    """Raise a UserError if a run already lives in the folder."""
-    inside = [name for name in (CHECKPOINTS, RESULTS) if (folder / name).exists()]
-    if inside and not fast_dev_run:
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raise a UserError if a run lives in the folder; one that failed before its first checkpoint is none."""
+    if (folder / CHECKPOINTS).exists():
         raise UserError(
-            f"the run folder {folder} already holds {' and '.join(inside)}; continue that run with --ckpt_path last, "
-            "or give another --name."
+            f"the run folder {folder} already holds {CHECKPOINTS}; continue that run with --ckpt_path last, or give "
+            "another --name."
+        )
+    if (folder / RESULTS).exists() and read_status(folder / RESULTS) != "failed":
+        raise UserError(
+            f"the run folder {folder} already holds {RESULTS}, but no checkpoint to continue from; give another "
+            "--name, or remove the folder if no run is writing to it."
         )
 
 
-def compare_with_checkpoint(path: Path, model: dict[str, Any], resuming: bool) -> None:
-    """Raise a UserError if a checkpoint is unreadable, or of another model than the command line asks for.
-
-    Args:
-        path: the checkpoint file.
-        model: ``class_path`` and ``init_args`` of the model, as parsed.
-        resuming: compare the hyperparameters too; on resuming, the optimiser's state would silently override them.
-    """
+def read_status(results: Path) -> str | None:
+    """The status in a ``results.json``; None where it has none that can be read."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        stored = dict(checkpoint.get("hyper_parameters", {}))
-    except Exception as error:
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({condense(str(error))}); use an earlier one."
-        ) from error
-    stored_class = stored.pop("_class_path", None)
-    if stored_class is not None and stored_class != model["class_path"]:
-        raise UserError(
-            f"the checkpoint {path} is of the model {stored_class}, but --model is {model['class_path']}; "
-            "use the config the run was made with (config.yaml in its folder)."
-        )
-    if not resuming:
-        return
-    for name, value in flatten(model["init_args"]).items():
-        before = flatten(stored).get(name, value)
-        if value is not None and before != value:
-            raise UserError(
-                f"model.{name} is {value}, but the checkpoint {path} was trained with {before}; a run is continued as "
-                "it was begun: leave the setting as it was, or start a new run under another --name."
-            )
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names, tuples as lists, ``init_args`` left out of the names as on the command line."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        key = prefix.rstrip(".") if name == "init_args" else prefix + name
-        if isinstance(value, dict):
-            flat.update(flatten(value, key + "." if key else ""))
-        else:
-            flat[key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def condense(message: str) -> str:
-    """A parser's message of many lines as one sentence, without what only a developer reads.
-
-    jsonargparse reports each type it tried, one a line behind "- "; the last of them, None, says nothing.
-    """
-    message = re.sub(r"(?m)^\s*(Given value.*|- Expected a (<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
-    message = re.sub(r"(?m)^\s*- Expected a path but .*$", "", message)
-    message = message.replace("Does not validate against any of the Union subtypes", "")
-    message = re.sub(
-        r"Expected a dot import path string: (\S+)",
-        r"there is no class named \1; see --help for those there are",
-        message,
-    )
-    message = re.sub(r"<class '([^']+)'>", r"\1", message)
-    text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
-    return text if len(text) <= 600 else text[:600] + " …"
+        return json.loads(results.read_text())["status"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def user_error_within(error: BaseException) -> BaseException:
@@ -282,7 +254,8 @@ def main(args: list[str] | None = None) -> int:
         cause = user_error_within(error)
         if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
             raise
-        print(f"alws: {condense(str(cause))}", file=sys.stderr)
+        advice = "; see that --runs names a folder that can be written to" if isinstance(cause, OSError) else ""
+        print(f"alws: {condense(str(cause))}{advice}", file=sys.stderr)
         return 2
     return 0
 

@@ -8,6 +8,8 @@ from typing import Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from lightning_alws.errors import UserError
+
 FOLDER = "checkpoints"
 
 
@@ -44,6 +46,12 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after the validation."""
+        figures = trainer.callback_metrics
+        if self.monitor not in {None, *figures} and not trainer.sanity_checking:
+            raise UserError(
+                f"checkpoint.monitor is {self.monitor}, which the validation does not log; name one of "
+                f"{', '.join(sorted(name for name in figures if name.startswith('val/')))}, or null for none."
+            )
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._save_last(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -53,8 +54,10 @@ class ResultsFile(Callback):
         return self._seconds_before + (time.monotonic() - self._started if self._started is not None else 0.0)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the run has begun."""
+        """Note that the run has begun; an attempt that failed before its first checkpoint is forgotten."""
         self._started = time.monotonic()
+        if trainer.ckpt_path is None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            (Path(trainer.default_root_dir) / FILE).unlink(missing_ok=True)
         self._write(trainer, pl_module, "running")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,7 +75,8 @@ class ResultsFile(Callback):
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
         first_line = next(iter(str(exception).splitlines()), "")
-        self._write(trainer, pl_module, status, error=f"{type(exception).__name__}: {first_line}")
+        with contextlib.suppress(OSError):  # a full disk: the exception at hand says more
+            self._write(trainer, pl_module, status, error=f"{type(exception).__name__}: {first_line}")
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: str, error: str | None = None) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]

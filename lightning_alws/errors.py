@@ -1,4 +1,8 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and others' messages made fit to be read."""
+
+from __future__ import annotations
+
+import re
 
 
 class UserError(Exception):
@@ -19,3 +23,26 @@ def check_at_least(section: str, **limits: tuple[float, float]) -> None:
     for name, (value, least) in limits.items():
         if not value >= least:
             raise UserError(f"{section}.{name} is {value}; give at least {least}.")
+
+
+def condense(message: str) -> str:
+    """A parser's message of many lines as one sentence, without what only a developer reads.
+
+    jsonargparse reports each type it tried, one a line behind "- "; the last of them, None, says nothing.
+    """
+    message = re.sub(r"(?m)^\s*(Given value.*|- Expected a (<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
+    message = re.sub(r"(?m)^\s*- Expected a path but .*$", "", message)
+    message = message.replace("Does not validate against any of the Union subtypes", "")
+    message = re.sub(
+        r"Expected a dot import path string: (\S+)",
+        r"there is no class named \1; see --help for those there are",
+        message,
+    )
+    message = re.sub(r"<class '([^']+)'>", r"\1", message)
+    message = re.sub(r"NestedArg\(key='([^']*)', val='([^']*)'\)", r"\1: \2", message)
+    message = re.sub(r"(Option '[^']+' is not accepted)", r"\1; see alws fit --help for those there are", message)
+    message = re.sub(
+        r"Unexpected config:\s*$", "a config holds no settings; write some, or give one of configs/ instead", message
+    )
+    text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
+    return text if len(text) <= 600 else text[:600] + " …"

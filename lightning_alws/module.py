@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import UserError, condense
 from lightning_alws.generative import GenerativeModel
 from lightning_alws.noise import global_seed, seeded
 from lightning_alws.penalties import Penalty
@@ -110,6 +110,18 @@ class LatentVariableModule(pl.LightningModule):
                 torch.nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
             else:
                 torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; a UserError where the state is of a model of other sizes."""
+        try:
+            return super().load_state_dict(*args, **kwargs)
+        except RuntimeError as error:
+            lines = str(error).splitlines()  # torch names each tensor in a line of its own; the first will do
+            reason = condense(lines[min(1, len(lines) - 1)])
+            raise UserError(
+                f"the checkpoint does not fit the model ({reason}); use the config the run was made with "
+                "(config.yaml in its folder)."
+            ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a checkpoint loadable as data: hyperparameters that are objects, as given from Python, stay out."""

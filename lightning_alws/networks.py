@@ -17,7 +17,9 @@ Decoder = Callable[[int, tuple[int, ...]], nn.Module]
 
 
 def mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, sizes = [in, hidden …, out]."""
+    """Linear layers with ReLU between them, sizes = [in, hidden …, out]; UserError for a width below 1."""
+    if min(sizes) < 1:
+        raise UserError(f"hidden is {sizes[1:-1]}, between {sizes[0]} inputs and {sizes[-1]} outputs; give widths ≥ 1.")
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]

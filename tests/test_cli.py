@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from cli import CONFIGS, condense, flatten, main
+from cli import CONFIGS, main
+from lightning_alws.checkpoints import AtomicCheckpointIO, flatten
+from lightning_alws.errors import UserError, condense
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
 SMALL = ["--model.learning.sleep_samples", "40", "--model.learning.held_out", "20", "--model.decoder.hidden", "[8]",
@@ -250,6 +254,104 @@ def test_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path: Pat
     assert fit(tmp_path, "--trainer.max_steps", "5") == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [file for file in tmp_path.rglob("*") if file.is_file() and "tfevents" not in file.name] == []
+
+
+def test_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """The size that a file may have runs out in the middle of the second one, as a disk does."""
+    path, before = tmp_path / "last.ckpt", {"weight": torch.zeros(1000)}
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint(before, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"last\.ckpt cannot be written .*continue with --ckpt_path last"):
+            writer.save_checkpoint({"weight": torch.ones(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(writer.load_checkpoint(path)["weight"], before["weight"])
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_checkpoints_of_a_run_are_written_atomically(tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr("lightning_alws.checkpoints.torch.save", full)
+    assert fit(tmp_path, "--trainer.max_steps", "5") == 2
+    assert "best.ckpt cannot be written (PytorchStreamWriter failed" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_anew(tmp_path: Path, capsys) -> None:
+    missing = ["--data", "MNIST", "--data.root", "/dev/null/nowhere", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "--config", QUICKSTART, "--runs", str(tmp_path), "--name", "run", *missing]) == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "failed"
+    capsys.readouterr()
+    assert fit(tmp_path, "--trainer.max_steps", "5") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "tested"
+    assert "error" not in results
+    assert results["data"] == "Digits"
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_model_is_not_measured(tmp_path: Path, capsys, command: str) -> None:
+    assert main([command, "--config", QUICKSTART, "--runs", str(tmp_path), *SMALL]) == 2
+    assert f"alws {command} needs a trained model" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_of_another_run_are_not_overwritten(run: Path, tmp_path: Path, capsys) -> None:
+    assert fit(tmp_path, "--trainer.max_steps", "5") == 0
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    arguments = ["--config", str(tmp_path / "run" / "config.yaml"), "--runs", str(tmp_path)]
+    assert main(["test", *arguments, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 2
+    assert "already holds checkpoints" in capsys.readouterr().err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_config_of_a_continued_run_reruns_from_the_beginning(tmp_path: Path) -> None:
+    assert fit(tmp_path, "--trainer.max_steps", "5") == 0
+    config = str(tmp_path / "run" / "config.yaml")
+    assert main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "10"]) == 0
+    assert yaml.safe_load(Path(config).read_text())["ckpt_path"] is None
+
+
+def test_checkpoint_of_a_model_of_another_size_is_named(run: Path, capsys) -> None:
+    arguments = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--model.latent_dim", "3"]
+    assert main(arguments) == 2
+    assert "the checkpoint does not fit the model (size mismatch for " in capsys.readouterr().err
+
+
+def test_a_file_of_something_else_is_no_checkpoint(run: Path, tmp_path: Path, capsys) -> None:
+    torch.save({"a": 1}, tmp_path / "a.ckpt")
+    assert main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(tmp_path / "a.ckpt")]) == 2
+    assert "holds no checkpoint of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.accelerator", "gpuu"], "the trainer refuses its settings"),
+        (["--name", "../elsewhere"], "leads out of the folder of runs"),
+        (
+            ["--checkpoint.monitor", "val/nothing"],
+            "monitor is val/nothing, which the validation does not log",
+        ),
+        (["--model.foo", "3"], "'foo' is not accepted; see alws fit --help"),
+        (["--runs", "/dev/null/x"], "'/dev/null/x'.*see that --runs names a folder"),
+        (["--model.decoder.hidden", "[0]"], "hidden is \\[0\\]"),
+    ],
+)
+def test_further_mistakes_are_one_sentence(tmp_path: Path, capsys, arguments: list[str], message: str) -> None:
+    assert fit(tmp_path, "--trainer.max_steps", "5", *arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_empty_config_is_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert main(["fit", "--config", str(tmp_path / "empty.yaml")]) == 2
+    assert "holds no settings" in capsys.readouterr().err
 
 
 def test_condense_keeps_what_matters() -> None:

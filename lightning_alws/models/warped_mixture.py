@@ -57,8 +57,6 @@ class WarpedMixture(LatentVariableModel):
                 "Table, or another data module of vectors."
             )
         check_at_least("model", components=(components, 1), latent_dim=(latent_dim, 1))
-        if any(width < 1 for width in hidden):
-            raise UserError(f"model.hidden is {hidden}; give widths of at least 1.")
         self.prior = GaussianMixturePrior(components, latent_dim, covariance=covariance)
         self.network = mlp([latent_dim, *hidden, event_shape[0]])
         if weight_std is not None:

@@ -204,7 +204,7 @@ def test_the_module_takes_its_shape_from_the_data_and_penalties() -> None:
         ({"event_shape": (1, 8, 8)}, r"event_shape is \(1, 8, 8\)"),
         ({"components": 0}, "model.components is 0"),
         ({"latent_dim": 0}, "model.latent_dim is 0"),
-        ({"hidden": [0]}, r"model.hidden is \[0\]"),
+        ({"hidden": [0]}, r"hidden is \[0\]"),
     ],
 )
 def test_mistakes_are_named(changes, words: str) -> None:
