@@ -13,6 +13,7 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from callbacks.sample_grid import picture, save_png, to_unit
+from datamodules.table import read_table
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.generative import Latents, LatentVariableModel, PlugIn, map_latents
@@ -23,7 +24,7 @@ FOLDER = "predictions"
 
 
 class Predictions(Callback):
-    """Writes ``predictions/`` in the run folder, for the data module's prediction data:
+    """Writes ``predictions/`` in the run folder, for the data module's prediction data or for a file of one's own:
 
     * ``samples.npz``: ``samples`` (n, *event), ``latents`` (n, ...) and, where the model has them, ``means`` E[x|z];
     * ``posterior.npz``: ``observations``, ``latent_means`` E[z|x], ``expectations`` E[f(z)|x] where a function f is
@@ -37,9 +38,11 @@ class Predictions(Callback):
         num_observations: observations to write the posterior of, the first of the data.
         simplex: replace the weights of each observation by the nearest probability vector; raw weights otherwise.
         function: f, from latents (N, ...) to values (N, ...), as an import path such as ``my_module.energy``.
+        observations: a ``.npy`` file (n, *event), or a ``.csv`` of one observation a line, whose posterior is wanted
+            instead of that of the data's; in the units of the data module's batches (grey images in [−1, 1]).
 
     Raises:
-        UserError: a count is below 1.
+        UserError: a count is below 1, or the file is missing or holds observations of another shape.
     """
 
     def __init__(
@@ -48,12 +51,14 @@ class Predictions(Callback):
         num_observations: int = 64,
         simplex: bool = False,
         function: Callable | None = None,
+        observations: str | None = None,
     ) -> None:
         check_at_least("predictions", num_samples=(num_samples, 1), num_observations=(num_observations, 1))
         self.num_samples = num_samples
         self.num_observations = num_observations
         self.simplex = simplex
         self.function = function
+        self.observations = observations
         self._parts: list[dict[str, Tensor]] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,6 +77,23 @@ class Predictions(Callback):
                 z, samples = sleep.z, {"samples": sleep.x}
         self._write(trainer, "samples", samples | _by_name("latents", z), ["samples", "means"])
 
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """In the first batch, put the observations of the user's file in its place."""
+        if self.observations is None or batch_idx > 0:
+            return
+        module: Any = pl_module
+        given = read_table(Path(self.observations), "predictions.observations")
+        shape = tuple(module.observe(batch).shape[1:])
+        if tuple(given.shape[1:]) != shape:
+            raise UserError(
+                f"predictions.observations is {self.observations}, which holds rows of shape {tuple(given.shape[1:])}, "
+                f"but the model's observations are of shape {shape}; save one of these in each row."
+            )
+        given = given[: self.num_observations].to(module.device)
+        self._keep(module, module.amortised_posterior(given), given)
+
     def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
@@ -82,15 +104,19 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep what the weights of this batch say of its observations."""
+        learning: Any = pl_module
+        if self.observations is None:
+            self._keep(learning, outputs, learning.observe(batch))
+
+    def _keep(self, module: Any, outputs: AmortisedPosterior, observations: Tensor) -> None:
         wanted = self.num_observations - sum(len(part["observations"]) for part in self._parts)
         if wanted <= 0:
             return
         posterior = outputs.projected() if self.simplex else outputs
         z, joint = outputs.sleep.z, outputs.sleep.joint
-        model: Any = pl_module.evaluation_model
-        means = map_latents(model.statistics(z), lambda part: posterior.expectation(part.to(posterior.weights.dtype)))
-        learning: Any = pl_module
-        part = {"observations": learning.observe(batch), **_by_name("latent_means", means)}
+        statistics = module.evaluation_model.statistics(z)
+        means = map_latents(statistics, lambda part: posterior.expectation(part.to(posterior.weights.dtype)))
+        part = {"observations": observations, **_by_name("latent_means", means)}
         if self.function is not None:
             part["expectations"] = posterior.expectation(self._values(z))
         if isinstance(joint, PlugIn):

@@ -75,16 +75,20 @@ class Table(ArrayDataModule):
         return {"train": rows[train], "val": rows[val], "test": rows[test]}
 
 
-def read_table(path: Path) -> Tensor:
+def read_table(path: Path, argument: str = "data.path") -> Tensor:
     """The observations of a CSV or NumPy file, float32 (n, ...).
+
+    Args:
+        path: the file.
+        argument: the option that it came from, for the message.
 
     Raises:
         UserError: there is no such file, it is of another kind, or not a table of numbers.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"data.path is {path}; give a file that ends in {' or '.join(SUFFIXES)}.")
+        raise UserError(f"{argument} is {path}; give a file that ends in {' or '.join(SUFFIXES)}.")
     if not path.is_file():
-        raise UserError(f"data.path is {path}, but there is no such file; check the path.")
+        raise UserError(f"{argument} is {path}, but there is no such file; check the path.")
     if path.suffix == ".npy":
         try:
             array = np.load(path, allow_pickle=False)

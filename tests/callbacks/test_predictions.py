@@ -196,6 +196,28 @@ def test_the_expectation_of_any_function_is_the_weighted_sum(tmp_path: Path) -> 
     torch.testing.assert_close(arrays["expectations"], expected)
 
 
+def test_the_posterior_of_observations_in_a_file(tmp_path: Path) -> None:
+    model, data = image_model(), Images()
+    given = data.images("train")[2:7]
+    np.save(tmp_path / "mine.npy", given.numpy())
+    predict(tmp_path, model, data, Predictions(observations=str(tmp_path / "mine.npy"), num_observations=4))
+    arrays = load(tmp_path, "posterior")
+    posterior = model.amortised_posterior(given[:4])
+    expected = posterior.expectation(posterior.sleep.z)  # type: ignore[arg-type]
+    assert torch.equal(arrays["observations"], given[:4])
+    torch.testing.assert_close(arrays["latent_means"], expected)
+
+
+def test_observations_of_another_shape_or_none_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", np.zeros((5, 8, 8), dtype=np.float32))
+    for name, message in (
+        ("mine.npy", r"rows of shape \(8, 8\), but .* \(1, 8, 8\)"),
+        ("no.npy", "there is no such file"),
+    ):
+        with pytest.raises(UserError, match=rf"predictions\.observations is .*{message}"):
+            predict(tmp_path, image_model(), Images(), Predictions(observations=str(tmp_path / name)))
+
+
 @pytest.mark.parametrize("wrong", [lambda z: 1.0, lambda z: z.sum(), lambda z: z[:2]])
 def test_a_function_of_the_wrong_shape_is_named(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"predictions\.function returns .* for 20 latents"):
