@@ -47,7 +47,8 @@ class RunCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after the validation."""
         figures = trainer.callback_metrics
-        if self.monitor not in {None, *figures} and not trainer.sanity_checking:
+        idle = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.monitor not in {None, *figures} and not idle:
             raise UserError(
                 f"checkpoint.monitor is {self.monitor}, which the validation does not log; name one of "
                 f"{', '.join(sorted(name for name in figures if name.startswith('val/')))}, or null for none."

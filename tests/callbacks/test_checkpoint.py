@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from runs import Images, image_model, named, trainer
 
 from callbacks.checkpoint import RunCheckpoint
+from lightning_alws.errors import UserError
 
 BATCHES = 4  # an epoch of Images
 
@@ -148,7 +148,7 @@ def test_resumes_from_a_folder_given_another_way(
 
 def test_an_unknown_figure_is_named(tmp_path: Path) -> None:
     run = trainer(tmp_path, [RunCheckpoint("val/no_such_figure")], max_steps=4)
-    with pytest.raises(MisconfigurationException, match="val/no_such_figure"):
+    with pytest.raises(UserError, match="val/no_such_figure.*name one of .*val/objective"):
         run.fit(image_model(), datamodule=Images())
 
 
