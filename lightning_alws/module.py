@@ -72,7 +72,7 @@ class LatentVariableModule(pl.LightningModule):
         return seeded(self.device, global_seed(), stream, self.global_rank, index)
 
     def penalty(self, penalties: list[Penalty]) -> Tensor | float:
-        """−log p(θ)/n for n training data.
+        """−log p(θ)/n for n training data, each penalty at its strength in this step.
 
         Raises:
             UserError: there are penalties, but the data module does not say how many training data it has.
@@ -85,7 +85,8 @@ class LatentVariableModule(pl.LightningModule):
                 "penalties are given, but the data module has no attribute 'sizes' with the number of training data by "
                 "which they are divided; define it, or leave the penalties out."
             )
-        return torch.stack([penalty(self.generative) for penalty in penalties]).sum() / sizes["train"]
+        step = self.global_step
+        return torch.stack([one.strength(step) * one(self.generative) for one in penalties]).sum() / sizes["train"]
 
     def test_step(self, x: Tensor, batch_idx: int) -> None:
         """Nothing: a method has no test figure of its own, the callbacks measure all models alike."""

@@ -37,6 +37,10 @@ class Penalty(ABC):
     def negative_log_density(self, value: Tensor) -> Tensor:
         """−log p(v) for a tensor v, a scalar; its constant is left out."""
 
+    def strength(self, step: int) -> float:
+        """By what the penalty is multiplied in training step ``step`` (0 for the first); 1 as a rule."""
+        return 1.0
+
     def _positive(self, name: str, value: float) -> float:
         if not 0 < value < math.inf:
             raise UserError(
@@ -179,6 +183,39 @@ class InverseWishartPenalty(Penalty):
         )
         penalty = (self.degrees + value.shape[-1] + 1) * log_volume + 0.5 * self.scale * trace_of_inverse
         return penalty.sum().to(value.dtype) if finite else value.sum() * math.nan
+
+
+class GradualPenalty(Penalty):
+    """Another penalty, set in by and by: not at all in the first ``after`` steps, then in proportion, then in full.
+
+    For penalties that leave no way back, such as a Dirichlet one that empties components: those that a model needs
+    are not known before it has come near the data.
+
+    Args:
+        penalty: the other one.
+        after: training steps without it.
+        steps: in which its strength then rises from 0 to 1, linearly; 0 for at once.
+
+    Raises:
+        UserError: a number of steps is negative.
+    """
+
+    def __init__(self, penalty: Penalty, after: int = 0, steps: int = 0) -> None:
+        super().__init__(penalty.parameter)
+        for name, value in (("after", after), ("steps", steps)):
+            if value < 0:
+                raise UserError(f"GradualPenalty.{name} is {value}, for {self.parameter}; give 0 or more steps.")
+        self.penalty, self.after, self.steps = penalty, after, steps
+
+    def negative_log_density(self, value: Tensor) -> Tensor:
+        """The other penalty's, in full: the strength is up to the training step."""
+        return self.penalty.negative_log_density(value)
+
+    def strength(self, step: int) -> float:
+        # Of the step's number alone, so that a resumed run goes on as it was.
+        if step < self.after:
+            return 0.0
+        return self.penalty.strength(step) * min(1.0, (step - self.after) / self.steps if self.steps else 1.0)
 
 
 def resolve(model: nn.Module, name: str) -> Tensor:

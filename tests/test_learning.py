@@ -20,7 +20,7 @@ from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.mean_matching import ReweightedRidge, mean_matching_weights
 from lightning_alws.networks import LinearFeatures
 from lightning_alws.objectives import KernelObjective, LogJointError, NaturalParameterError
-from lightning_alws.penalties import NormalPenalty
+from lightning_alws.penalties import GradualPenalty, NormalPenalty
 from lightning_alws.posterior import project_to_simplex
 from lightning_alws.regression import KernelRidge
 
@@ -335,6 +335,24 @@ def test_penalties_are_divided_by_the_number_of_data_and_not_by_anything_else(tm
         gradients.append(seen[0])
     weight = LinearGaussian().weight
     torch.testing.assert_close(gradients[1] - gradients[0], weight.detach() / 0.25 / 8)
+
+
+def test_a_gradual_penalty_sets_in_at_its_step_also_in_a_resumed_run(tmp_path) -> None:
+    """Its strength follows the global step: resumed after one step, the second and third are those of an uncut run."""
+    penalty = GradualPenalty(NormalPenalty("weight", scale=0.01), after=1, steps=2)
+
+    def weights(name: str, steps: int, penalties: list, ckpt_path=None) -> torch.Tensor:
+        torch.manual_seed(0)  # the bandwidth's median
+        module = learner(LinearGaussian(), sleep_samples=20, penalties=penalties)
+        run = trainer(tmp_path, max_steps=steps, max_epochs=-1, precision="64-true")
+        run.fit(module, datamodule=Sizes(), ckpt_path=ckpt_path)
+        run.save_checkpoint(tmp_path / name)
+        return module.generative.weight.detach()
+
+    torch.testing.assert_close(weights("one", 1, [penalty]), weights("none", 1, []), rtol=0, atol=0)
+    uncut = weights("uncut", 3, [penalty])
+    assert not torch.equal(uncut, weights("without", 3, []))
+    torch.testing.assert_close(weights("resumed", 3, [penalty], tmp_path / "one"), uncut, rtol=0, atol=0)
 
 
 def test_penalties_need_the_number_of_data(tmp_path) -> None:

@@ -16,6 +16,7 @@ from lightning_alws.errors import UserError
 from lightning_alws.penalties import (
     DirichletPenalty,
     GammaPenalty,
+    GradualPenalty,
     InverseWishartPenalty,
     LogNormalPenalty,
     NormalPenalty,
@@ -77,6 +78,11 @@ CASES: dict[str, tuple[Penalty, Callable[[], Tensor], Callable[[Tensor], float]]
         InverseWishartPenalty("value", degrees=2.0, scale=0.02),
         covariances,
         lambda v: sum(stats.invwishart(2, 0.02 * torch.eye(D).numpy()).logpdf(matrix.numpy()) for matrix in v),
+    ),
+    "GradualPenalty": (
+        GradualPenalty(NormalPenalty("value", scale=3.0), after=5),
+        lambda: torch.randn(K, D, dtype=torch.float64),
+        lambda v: stats.norm(0, 3).logpdf(v).sum(),
     ),
 }
 every_case = pytest.mark.parametrize(("penalty", "draw", "log_density"), CASES.values(), ids=CASES.keys())
@@ -170,6 +176,19 @@ def test_published_pinwheel_penalties_on_the_mixture() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("after", "steps", "expected"),
+    [(0, 0, [1, 1, 1, 1]), (2, 0, [0, 1, 1, 1]), (1, 4, [0, 0.25, 0.5, 1]), (0, 4, [0, 0.5, 0.75, 1])],
+)
+def test_a_gradual_penalty_has_the_strength_of_its_step(after: int, steps: int, expected: list[float]) -> None:
+    """In steps 0, 2, 3, 7; a penalty that is gradual already is so twice, any other is in full from the first step."""
+    penalty = NormalPenalty("value", scale=1.0)
+    gradual = GradualPenalty(penalty, after, steps)
+    assert [gradual.strength(step) for step in (0, 2, 3, 7)] == expected
+    assert [GradualPenalty(gradual).strength(step) for step in (0, 2, 3, 7)] == expected
+    assert penalty.strength(0) == 1
+
+
 def test_gamma_is_bounded_at_zero_by_its_offset() -> None:
     value = GammaPenalty("value", shape=0.9, rate=0.3)(Model(torch.zeros(2)))
     torch.testing.assert_close(value.item(), 2 * 0.1 * math.log(1e-15))
@@ -212,6 +231,8 @@ def test_names_that_do_not_exist_list_those_that_do(name: str) -> None:
         (lambda: GammaPenalty("value", shape=1.0, rate=math.inf), "GammaPenalty.rate is inf"),
         (lambda: DirichletPenalty("value", math.nan), "concentration is nan"),
         (lambda: InverseWishartPenalty("value", 2.0, scale=0.0), "InverseWishartPenalty.scale is 0"),
+        (lambda: GradualPenalty(NormalPenalty("value", 1.0), after=-1), "GradualPenalty.after is -1, for value"),
+        (lambda: GradualPenalty(NormalPenalty("value", 1.0), steps=-1), "GradualPenalty.steps is -1"),
         (lambda: LogNormalPenalty("value", 0.0, 1.0)(Model(torch.tensor([1.0, -2.0]))), "value, which holds -2 "),
         (lambda: GammaPenalty("value", 1.0, 1.0)(Model(torch.tensor([1.0, -2.0]))), "value, which holds -2 "),
         (lambda: DirichletPenalty("value", 1.0, False)(Model(torch.tensor([1.0, 0.0]))), "value, which holds 0 "),
@@ -232,3 +253,13 @@ def test_chosen_in_yaml_by_class_path() -> None:
         (penalty,) = parser.instantiate_classes(parser.parse_args([f"--penalties={text}"])).penalties
         assert isinstance(penalty, NormalPenalty)
         assert (penalty.parameter, penalty.mean, penalty.scale) == ("value", 0.0, 2.0)
+
+
+def test_a_gradual_penalty_in_yaml() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--penalties", type=list[Penalty])
+    inner = "{class_path: NormalPenalty, init_args: {parameter: value, scale: 2.0}}"
+    text = f"[{{class_path: GradualPenalty, init_args: {{after: 3, penalty: {inner}}}}}]"
+    (penalty,) = parser.instantiate_classes(parser.parse_args([f"--penalties={text}"])).penalties
+    assert isinstance(penalty.penalty, NormalPenalty)
+    assert (penalty.parameter, penalty.after, penalty.steps) == ("value", 3, 0)
