@@ -33,7 +33,7 @@ class IndependentComponents(LatentVariableModel):
         weight_std: W_di ~ N(0, weight_std²) at first (published: 0.01).
         scale: σ at first (published: 1).
         scale_rate: r, where σ = e^{rs} and s is learnt: each of Adam's steps moves log σ by r times the learning rate
-            at most (published: 1). While σ is large, the rotation of W shows in the gradient far above its noise.
+            at most (published: 1).
         residual: regress what the posterior under a normal prior of the same variance leaves unexplained
             (:mod:`lightning_alws.residual`); otherwise, as published, the natural parameters themselves.
 
@@ -183,6 +183,8 @@ class ICA(AmortisedLearning):
         weight_std: standard deviation of the initial weights.
         scale: initial noise scale σ.
         scale_rate: how fast log σ moves, in learning rates.
+        scale_held: σ keeps its first value for that many steps. While it is large the rotation of W is found in some
+            hundred steps; where it falls sooner, the gradient's noise, which grows as 1/σ, may hide what is left.
         residual: whether what is regressed is the deviation from a linear posterior.
         event_shape: shape of one observation; comes from the data module.
     """
@@ -194,6 +196,7 @@ class ICA(AmortisedLearning):
         weight_std: float = 0.01,
         scale: float = 1.0,
         scale_rate: float = 1.0,
+        scale_held: int = 0,
         residual: bool = True,
         event_shape: tuple[int, ...] | None = None,
     ) -> None:
@@ -206,5 +209,12 @@ class ICA(AmortisedLearning):
                     part.follow(model)
             return built
 
+        check_at_least("model", scale_held=(scale_held, 0))
         super().__init__(model, dataclasses.replace(learning, regression=regression))
+        self.scale_held = scale_held
         self.save_hyperparameters()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self.global_step < self.scale_held:
+            self.generative.scale_exponent.grad = None
