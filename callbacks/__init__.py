@@ -17,6 +17,7 @@ from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
 from callbacks.results import ResultsFile
 from callbacks.sample_grid import SampleGrid
+from callbacks.source_recovery import SourceRecovery
 from callbacks.traces import ParameterTraces
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "ResultsFile",
     "RunCheckpoint",
     "SampleGrid",
+    "SourceRecovery",
     "Throughput",
 ]

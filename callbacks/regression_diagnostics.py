@@ -15,6 +15,7 @@ from lightning_alws.learning import AmortisedLearning
 from lightning_alws.likelihoods import Gaussian
 from lightning_alws.objectives import LogJointError
 from lightning_alws.regression import FittedRidge
+from lightning_alws.residual import ResidualPlugIn
 
 NEGATIVE_SHARE_WARNING = 0.5
 
@@ -27,8 +28,9 @@ class RegressionDiagnostics(Callback):
     * ``weight_sum`` and ``weight_l1``: Σ_n W_n* and Σ_n |W_n*| averaged over the wake batch;
     * ``effective_samples``: (Σ_n |W_n*|)² / Σ_n W_n*², the number of sleep samples that a prediction rests on;
     * ``bandwidth``, ``ridge``, ``jitter`` (what had to be added to the ridge), ``skipped`` (steps, so far);
-    * ``negative_residual_share``, for Gaussian likelihoods: the share of wake images with Σ_n W_n*‖x* − μ_n‖² < 0,
-      for which the plug-in objective grows without bound as σ falls, and ``noise_scale``, σ. Warns once above one half.
+    * ``negative_residual_share``, for Gaussian likelihoods regressed as they are, not as residuals of a reference: the
+      share of wake images with Σ_n W_n*‖x* − μ_n‖² < 0, for which the plug-in objective grows without bound as σ falls.
+      Warns once above one half. And ``noise_scale``, σ.
 
     Args:
         every_n_steps: how often; each time costs about one training step without its backward pass.
@@ -83,8 +85,10 @@ class RegressionDiagnostics(Callback):
             "effective_samples": (absolute.square() / weights.square().sum(0)).mean(),
         }
         if isinstance(sleep.joint, PlugIn) and isinstance(sleep.joint.likelihood, Gaussian):
-            reconstruction, variance = sleep.joint.likelihood.residual(weights, wake)
-            figures["negative_residual_share"] = (reconstruction + variance < 0).float().mean()
+            # In residual form the objective is another, of which Σ W‖x* − μ‖² is no part.
+            if not isinstance(sleep.joint, ResidualPlugIn):
+                reconstruction, variance = sleep.joint.likelihood.residual(weights, wake)
+                figures["negative_residual_share"] = (reconstruction + variance < 0).float().mean()
             figures["noise_scale"] = sleep.joint.likelihood.log_scale.exp()
         return figures
 

@@ -2,8 +2,10 @@
 
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
+from lightning_alws.baselines.vae import VariationalAutoencoder
 
 __all__ = [
     "LogisticNormalVAE",
     "NeuralProcessELBO",
+    "VariationalAutoencoder",
 ]

@@ -2,6 +2,7 @@
 
 from lightning_alws.models.circle import CircleModel
 from lightning_alws.models.gp_latent import GaussianProcessModel
+from lightning_alws.models.ica import ICA, IndependentComponents
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
 from lightning_alws.models.matrix_factorisation import MatrixFactorisation
@@ -10,9 +11,11 @@ from lightning_alws.models.softplus_toy import SoftplusToy
 from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
 __all__ = [
+    "ICA",
     "CircleModel",
     "GaussianProcessModel",
     "ImageModel",
+    "IndependentComponents",
     "LinearGaussianModel",
     "MatrixFactorisation",
     "NeuralProcessModel",

@@ -18,6 +18,7 @@ from callbacks.regression_diagnostics import RegressionDiagnostics
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel, Sleep
 from lightning_alws.learning import AmortisedLearning, Learning
+from lightning_alws.models import IndependentComponents
 from lightning_alws.regression import KernelRidge
 
 ALWAYS = {"held_out_error", "weight_sum", "weight_l1", "effective_samples", "ridge", "bandwidth", "jitter", "skipped"}
@@ -123,6 +124,8 @@ def test_what_only_gaussian_likelihoods_in_plug_in_form_have() -> None:
     assert set(setting(LinearGaussian())[-1]["figures"]) >= GAUSSIAN
     assert not GAUSSIAN & set(setting(LinearGaussian(), "direct")[-1]["figures"])
     assert not GAUSSIAN & set(setting(LearntPrior())[-1]["figures"])
+    residual = setting(IndependentComponents((3,), 2, weight_std=1.0).double())[-1]["figures"]
+    assert GAUSSIAN & set(residual) == {"noise_scale"}
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
