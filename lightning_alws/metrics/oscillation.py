@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Oscillation:
-    """Period in steps; phase diffusion √(Var[φ_{t+L} − φ_t]/L) in radians per √step; one-step spread in units of x."""
+    """Period in steps; phase diffusion √(d Var[φ_{t+L} − φ_t]/dL) in radians per √step; one-step spread, of x."""
 
     period: float
     diffusion: float
@@ -24,10 +24,10 @@ class Oscillation:
 
 
 def free_running(paths: Tensor, lag: int = 48) -> tuple[float, float]:
-    """Period and phase diffusion of latent paths z (N, T, 2), T > lag, on their limit cycle.
+    """Period and phase diffusion of latent paths z (N, T, 2), T > 2 lag, on their limit cycle.
 
-    The phase is the angle about the mean state, unwound. It is compared over a lag of some periods: within one, it
-    also depends on how uneven the cycle is in these coordinates.
+    The phase is the angle about the mean state, unwound. How uneven the cycle is in these coordinates adds to the
+    variance of its advance over a lag of some periods, but the same over two such lags: the difference is free of it.
 
     Returns:
         Both not a number where the states do not go round.
@@ -36,11 +36,11 @@ def free_running(paths: Tensor, lag: int = 48) -> tuple[float, float]:
     angle = torch.atan2(centred[..., 1], centred[..., 0])
     turns = torch.remainder(angle.diff(dim=1) + math.pi, 2 * math.pi) - math.pi
     advance = turns.cumsum(1)
-    moved = (advance[:, lag:] - advance[:, :-lag]).flatten()
-    speed = float(moved.mean().abs()) / lag
+    once, twice = (advance[:, step:] - advance[:, :-step] for step in (lag, 2 * lag))
+    speed = float(once.mean().abs()) / lag
     if not speed > 0:
         return math.nan, math.nan
-    return 2 * math.pi / speed, float((moved.var() / lag).sqrt())
+    return 2 * math.pi / speed, float(((twice.var() - once.var()).clamp_min(0) / lag).sqrt())
 
 
 def one_step_spread(z: Tensor, draw_next: Callable[[Tensor], Tensor], picture: Callable[[Tensor], Tensor]) -> float:
