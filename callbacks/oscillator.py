@@ -89,7 +89,7 @@ class Oscillator(FigureWithHistory):
         for path in followed[:PANELS]:
             axis.plot(*path[..., :2].T.numpy(), ".-", lw=0.8, ms=3)
         label = "E[z|x] of the data" if kind == "learnt" else "those of the data"
-        axis.set(title=f"{kind} states: free-running (grey), {label}", aspect="equal")
+        axis.set(title=f"{kind} states: free-running (grey),\n{label} (colours)", aspect="equal")
 
     def _draw_course(self, axis: Any, truth: Oscillation | None, noise: float) -> None:
         references = {} if truth is None else {"observation_scale": noise, **vars(truth)}
