@@ -16,6 +16,7 @@ from lightning_alws.models.linear_dynamics import LinearDynamicsModel
 
 BAR = 0.02  # nats per time step: what the experiment sets out to reach
 STARTS = 2  # random ones of EM
+SLEEP_SAMPLES = 3000  # for the amortised posterior that is drawn
 
 
 class KalmanComparison(FigureWithHistory):
@@ -67,7 +68,7 @@ class KalmanComparison(FigureWithHistory):
         by_em, learnt = self.by_em(module, data), module.evaluation_model.dynamics
         self._draw_eigenvalues(axes[0], {"EM": by_em.dynamics, "amortised learning": learnt}, true_model(data))
         x = data.observations(split)[:1]
-        posterior = module.amortised_posterior(x)
+        posterior = module.amortised_posterior(x, sleep_samples=SLEEP_SAMPLES)
         z = posterior.expectation(cast(Tensor, posterior.sleep.z))[0]
         amortised = (z @ module.evaluation_model.loadings.T).cpu()
         smoothed = by_em.smooth(x.cpu()).mean[0] @ by_em.loadings.T
