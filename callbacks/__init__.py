@@ -9,9 +9,11 @@ from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
 from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
 from callbacks.gradient_error import GradientError
+from callbacks.linear_dynamics import KalmanComparison
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.neural_process import NeuralProcessFigure
 from callbacks.orientation_sweep import OrientationSweep
+from callbacks.oscillator import Oscillator
 from callbacks.predictions import Predictions
 from callbacks.progress import ProgressBar, Throughput
 from callbacks.regression_diagnostics import RegressionDiagnostics
@@ -29,9 +31,11 @@ __all__ = [
     "FactorCovariances",
     "GaussianProcessHyperparameters",
     "GradientError",
+    "KalmanComparison",
     "LogLikelihood",
     "NeuralProcessFigure",
     "OrientationSweep",
+    "Oscillator",
     "ParameterTraces",
     "Predictions",
     "ProgressBar",

@@ -7,11 +7,13 @@ from datamodules.gabors import Gabors
 from datamodules.gp_series import GaussianProcessSeries
 from datamodules.ica_mixtures import ICAMixtures
 from datamodules.images import ImageDataModule
+from datamodules.linear_dynamics import LinearDynamicsData
 from datamodules.linear_gaussian import LinearGaussianData
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
 from datamodules.pinwheel import Pinwheel
 from datamodules.sine_functions import SineFunctions
+from datamodules.sinusoid import Sinusoid
 from datamodules.softplus_toy import SoftplusData
 from datamodules.table import Table
 
@@ -27,9 +29,11 @@ __all__ = [
     "GaussianProcessSeries",
     "ICAMixtures",
     "ImageDataModule",
+    "LinearDynamicsData",
     "LinearGaussianData",
     "Pinwheel",
     "SineFunctions",
+    "Sinusoid",
     "SoftplusData",
     "Table",
 ]

@@ -4,8 +4,10 @@ from lightning_alws.models.circle import CircleModel
 from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.ica import ICA, IndependentComponents
 from lightning_alws.models.image import ImageModel
+from lightning_alws.models.linear_dynamics import LinearDynamicsModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
 from lightning_alws.models.matrix_factorisation import MatrixFactorisation
+from lightning_alws.models.neural_dynamics import NeuralDynamicsModel
 from lightning_alws.models.neural_process import NeuralProcessModel
 from lightning_alws.models.softplus_toy import SoftplusToy
 from lightning_alws.models.warped_mixture import WarpedMixtureModel
@@ -16,8 +18,10 @@ __all__ = [
     "GaussianProcessModel",
     "ImageModel",
     "IndependentComponents",
+    "LinearDynamicsModel",
     "LinearGaussianModel",
     "MatrixFactorisation",
+    "NeuralDynamicsModel",
     "NeuralProcessModel",
     "SoftplusToy",
     "WarpedMixtureModel",

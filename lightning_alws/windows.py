@@ -1,0 +1,89 @@
+"""Amortised learning of a state space model from windows: each time step's term is regressed on what is seen around it.
+
+    Ĵ_t(x*) ≈ E[log p_θ(z_t|z_{t−1}) + log p_θ(x_t|z_t) | x*_{t−past}, …, x*_{t+future}]
+
+The log joint of a path is a sum over time, and what the observations say of a term they say mostly nearby. Every step
+of every path is then a sample of one regression, in the window's few dimensions instead of the whole series' many:
+N sleep samples are N/T paths. Pooled over time, windows of sleep and of data have the same law where the model is
+right, and the mean of E[∇_θ term | window] over them is E[∇_θ term] = 0 whatever the window: a window that is too short
+costs efficiency, as a composite likelihood does (Varin, Reid, Firth, "An overview of composite likelihood methods",
+Statistica Sinica 21, 2011), but moves no fixed point. The method is ours, not among the published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lightning_alws.errors import check_at_least
+from lightning_alws.generative import Direct, GenerativeModel, PlugIn, Sleep
+from lightning_alws.likelihoods import TensorMap
+from lightning_alws.state_space import StateSpaceModel
+
+
+@dataclass(frozen=True)
+class CentralPlugIn(PlugIn):
+    """log p_θ(z_n, ·) of the observation at one place in a window; the rest of the window is only regressed on.
+
+    Attributes:
+        x: windows (N, W, D_x).
+        likelihood: p_θ(x_t|z_t) with events (1, D_x).
+        log_prior: log p_θ(z_t|z_{t−1}), shape (N,).
+        place: of x_t in the window.
+    """
+
+    place: int = 0
+
+    def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
+        return super().expectation(weights, self._central(x))
+
+    @property
+    def log_joint(self) -> Tensor:
+        log_prob = self.likelihood.log_prob(self._central(self.x))
+        return log_prob if self.log_prior is None else log_prob + self.log_prior
+
+    def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        log_prior = None if self.log_prior is None else rows(self.log_prior)
+        return type(self)(rows(self.x), self.likelihood.map(rows, shared), log_prior, self.place)
+
+    def _central(self, windows: Tensor) -> Tensor:
+        return windows[:, self.place : self.place + 1]
+
+
+class Windows(GenerativeModel):
+    """The time steps of a state space model's paths, one sleep sample each, with the window of observations around.
+
+    Args:
+        model: the state space model.
+        past: steps before the one in question that the window holds.
+        future: steps after it.
+
+    Raises:
+        UserError: a number is negative.
+    """
+
+    def __init__(self, model: StateSpaceModel, past: int, future: int) -> None:
+        super().__init__()
+        check_at_least("window", past=(past, 0), future=(future, 0))
+        self.model, self.past, self.future = model, past, future
+
+    def sleep(self, count: int, direct: bool = False) -> Sleep:
+        steps = self.model.steps
+        z = self.model.sample_prior(-(-count // steps)).detach()
+        states = z.flatten(0, 1)[:, None]
+        likelihood = self.model.emission(states)
+        windows = self.cut(likelihood.sample().detach().view(len(z), steps, -1))
+        log_prior = self.model.log_prior_terms(z).flatten()
+        joint = CentralPlugIn(windows, likelihood, log_prior, self.past)[:count]
+        return Sleep(states[:count, 0], joint.x, Direct(joint.log_joint) if direct else joint)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """The windows of series x (N, T, D), step by step, (N·T, past + 1 + future, D); 0 beyond either end."""
+        padded = torch.nn.functional.pad(x, (0, 0, self.past, self.future))
+        return padded.unfold(1, self.past + 1 + self.future, 1).transpose(2, 3).flatten(0, 1)
+
+    def watched(self) -> dict[str, Tensor]:
+        return self.model.watched()

@@ -1,0 +1,115 @@
+"""Dynamical models from the data to the figure: parameters are recovered, and what is logged of them is right."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Images, image_model, trainer
+from torch import Tensor
+
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.linear_dynamics import KalmanComparison, true_model
+from callbacks.oscillator import NAMES, Oscillator
+from datamodules import LinearDynamicsData, Sinusoid
+from lightning_alws.errors import UserError
+from lightning_alws.kernels import MedianKernel, PolynomialKernel
+from lightning_alws.learning import Learning
+from lightning_alws.metrics.kalman import KalmanModel
+from lightning_alws.models import LinearDynamicsModel, NeuralDynamicsModel
+from lightning_alws.regression import KernelRidge
+
+REGRESSION = functools.partial(KernelRidge, kernel=PolynomialKernel, ridge=0.1)
+LINEAR = Learning(200, 200, REGRESSION, centred=True, learning_rate=0.04, averaging=0.95)
+NEURAL = Learning(90, 60, functools.partial(KernelRidge, kernel=MedianKernel), centred=True)
+
+
+def table(folder: Path) -> str:
+    path = folder / "series.csv"
+    rows = torch.stack([(torch.arange(60) / 2).sin(), (torch.arange(60) / 2).cos()], 1) + 0.5 * torch.randn(60, 2)
+    path.write_text("\n".join(["a,b", *(f"{a:.4f},{b:.4f}" for a, b in rows.tolist())]))
+    return str(path)
+
+
+def _first_covariance(model: KalmanModel) -> Tensor:
+    return model.loadings @ model.initial_covariance @ model.loadings.T + model.observation
+
+
+def test_a_linear_run_recovers_dynamics_and_likelihood(tmp_path: Path) -> None:
+    data, figure = LinearDynamicsData(6, 3, 1500, 300, 1000), KalmanComparison()
+    run = trainer(
+        tmp_path,
+        [figure, RunCheckpoint("val/log_likelihood", "max")],
+        max_steps=200,
+        max_epochs=-1,
+        val_check_interval=100,
+        check_val_every_n_epoch=None,
+    )
+    model = LinearDynamicsModel(2, LINEAR, data.event_shape)
+    run.fit(model, datamodule=data)
+    run.test(model, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
+    assert figure.steps == [100, 200]
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["test/gap"] == pytest.approx(
+        logged["test/log_likelihood_em"] - logged["test/log_likelihood"], abs=1e-5
+    )
+    assert abs(logged["test/gap"]) < 0.02
+    assert abs(logged["test/log_likelihood_em"] - logged["test/log_likelihood_truth"]) < 0.02
+    learnt = torch.linalg.eigvals(model.evaluation_model.dynamics.detach())  # type: ignore[arg-type, union-attr]
+    assert learnt.abs().mean() == pytest.approx(0.9, abs=0.05)
+    assert learnt.angle().abs().mean() == pytest.approx(math.pi / 6, abs=0.08)
+    exact = model.evaluation_model.exact  # type: ignore[union-attr]
+    for name, seen in (("m", lambda one: one.loadings @ one.initial_mean), ("first x", _first_covariance)):
+        torch.testing.assert_close(seen(exact).detach(), seen(true_model(data)), rtol=0.15, atol=0.2, msg=name)
+    assert (tmp_path / "figures" / "test.png").is_file()
+
+
+@pytest.mark.parametrize("window", [None, (1, 1)])
+def test_the_oscillator_is_measured_and_drawn(tmp_path: Path, window: tuple[int, int] | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr("callbacks.oscillator.SIZES", {"val": (30, 120), "test": (30, 120)})
+    monkeypatch.setattr("callbacks.oscillator.PARTICLES", {"val": 50, "test": 50})
+    data, figure = Sinusoid(2, 8), Oscillator()
+    model = NeuralDynamicsModel(2, 5, NEURAL, window, event_shape=data.event_shape)
+    run = trainer(tmp_path, [figure], max_steps=2, max_epochs=2, check_val_every_n_epoch=2)
+    run.fit(model, datamodule=data)
+    run.test(model, datamodule=data, verbose=False)
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["test/period_truth"] == pytest.approx(12, abs=1)
+    assert logged["test/observation_scale"] == pytest.approx(float(model.dynamics.log_observation_scale.detach().exp()))
+    assert logged["test/diffusion_ratio"] == pytest.approx(
+        logged["test/diffusion"] / figure.truth(data, "test").diffusion,  # type: ignore[union-attr]
+        rel=1e-4,
+    )
+    assert math.isfinite(logged["test/log_likelihood"])
+    assert figure.steps == [2]
+    assert (tmp_path / "figures" / "test.png").is_file()
+
+
+def test_a_users_series_has_no_truth(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("callbacks.oscillator.SIZES", {"val": (30, 120), "test": (30, 120)})
+    monkeypatch.setattr("lightning_alws.metrics.kalman.MAX_ITERATIONS", 200)  # 36 points say little
+    monkeypatch.setattr("lightning_alws.metrics.kalman.TOLERANCE", 1e-3)
+    path = table(tmp_path)
+    oscillation = Sinusoid(2, 30, path, ["a"])
+    linear = LinearDynamicsData(6, path=path, columns=["a", "b"], validation_size=2, test_size=2)
+    cases: list[tuple[Any, Any, Any]] = [
+        (NeuralDynamicsModel(2, 5, NEURAL, (1, 1), event_shape=(30, 1)), oscillation, Oscillator()),
+        (LinearDynamicsModel(2, LINEAR, (6, 2)), linear, KalmanComparison()),
+    ]
+    for model, data, figure in cases:
+        run = trainer(tmp_path, [figure], max_steps=2, limit_val_batches=0)
+        run.fit(model, datamodule=data)
+        run.test(model, datamodule=data, verbose=False)
+        assert math.isfinite(run.callback_metrics["test/log_likelihood"])
+        assert not any("truth" in name for name in (*run.callback_metrics, *NAMES))
+        (tmp_path / "figures" / "test.png").unlink()
+
+
+@pytest.mark.parametrize("figure", [KalmanComparison, Oscillator])
+def test_another_model_is_named(tmp_path: Path, figure: Any) -> None:
+    with pytest.raises(UserError, match=f"{figure.__name__}, which is made for"):
+        trainer(tmp_path, [figure()]).fit(image_model(), datamodule=Images())
