@@ -14,6 +14,7 @@ from datamodules.pinwheel import Pinwheel
 from datamodules.sine_functions import SineFunctions
 from datamodules.softplus_toy import SoftplusData
 from datamodules.table import Table
+from datamodules.voltage_trace import VoltageTrace
 
 __all__ = [
     "MNIST",
@@ -32,4 +33,5 @@ __all__ = [
     "SineFunctions",
     "SoftplusData",
     "Table",
+    "VoltageTrace",
 ]

@@ -2,6 +2,7 @@
 
 from lightning_alws.models.circle import CircleModel
 from lightning_alws.models.gp_latent import GaussianProcessModel
+from lightning_alws.models.hodgkin_huxley import HodgkinHuxleyModel
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_gaussian import LinearGaussianModel
 from lightning_alws.models.matrix_factorisation import MatrixFactorisation
@@ -12,6 +13,7 @@ from lightning_alws.models.warped_mixture import WarpedMixtureModel
 __all__ = [
     "CircleModel",
     "GaussianProcessModel",
+    "HodgkinHuxleyModel",
     "ImageModel",
     "LinearGaussianModel",
     "MatrixFactorisation",
