@@ -18,6 +18,7 @@ from callbacks.regression_diagnostics import RegressionDiagnostics
 from callbacks.results import ResultsFile
 from callbacks.sample_grid import SampleGrid
 from callbacks.traces import ParameterTraces
+from callbacks.voltage_figure import VoltageFigure
 
 __all__ = [
     "FIDKID",
@@ -39,4 +40,5 @@ __all__ = [
     "RunCheckpoint",
     "SampleGrid",
     "Throughput",
+    "VoltageFigure",
 ]

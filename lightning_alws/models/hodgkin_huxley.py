@@ -46,6 +46,7 @@ class HodgkinHuxley(LatentVariableModel):
     prior_is_learnt = True
     current: Tensor
     runaways: Tensor
+    log_observation_noise: Tensor
 
     def __init__(
         self,
