@@ -10,12 +10,14 @@ import pytest
 import torch
 from runs import Numbers, image_model, trainer
 
+from callbacks import voltage_figure
 from callbacks.voltage_figure import VoltageFigure, spike_times
 from datamodules import VoltageTrace
 from lightning_alws.errors import UserError
 from lightning_alws.hodgkin_huxley import NAMES, Membrane
 from lightning_alws.learning import Learning
 from lightning_alws.models import HodgkinHuxleyModel
+from lightning_alws.models.hodgkin_huxley import HodgkinHuxley
 from lightning_alws.regression import KernelRidge
 from lightning_alws.standard_kernel import StandardKernel
 from lightning_alws.trace_features import TraceFeatures
@@ -53,7 +55,7 @@ def test_spikes_are_peaks_above_zero_that_noise_does_not_double() -> None:
 def test_a_run_from_the_truth(tmp_path: Path) -> None:
     data = VoltageTrace()
     module = model(data, Membrane())
-    run = trainer(tmp_path, [VoltageFigure()], max_steps=2, limit_val_batches=0)
+    run = trainer(tmp_path, [VoltageFigure(profile=False)], max_steps=2, limit_val_batches=0)
     run.fit(module, datamodule=data)
     run.test(module, datamodule=data, verbose=False)
     logged = {name.removeprefix("test/"): float(value) for name, value in run.callback_metrics.items()}
@@ -66,6 +68,22 @@ def test_a_run_from_the_truth(tmp_path: Path) -> None:
     assert 0 < logged["spike_time_sd"] < 2
     assert logged["spike_time_error"] < 3
     assert (tmp_path / "figures" / "test.png").is_file()
+
+
+def test_what_one_trace_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learnt constants of which two miss the truth: their profiles alone are looked at."""
+    monkeypatch.setattr(voltage_figure, "CLIMB", 1)
+    data = VoltageTrace()
+    data.setup()
+    short = data.observations("test")[:, :150]
+    monkeypatch.setattr(data, "observations", lambda split: short)
+    data.input_current = data.input_current[:150]
+    learnt = HodgkinHuxley((150,), data.input_current, data.time_step, Membrane(leak_conductance=0.12, capacitance=1.2))
+    numbers = VoltageFigure()._likelihoods(learnt, data)
+    drops = {"leak_conductance_drop", "leak_conductance_drop_truth", "capacitance_drop", "capacitance_drop_truth"}
+    assert set(numbers) == {"log_likelihood", "log_likelihood_truth", "log_likelihood_ml"} | drops
+    assert numbers["log_likelihood_truth"] > numbers["log_likelihood"]
+    assert numbers["log_likelihood_ml"] >= numbers["log_likelihood_truth"]
 
 
 def test_a_recording_has_no_truth(tmp_path: Path) -> None:
