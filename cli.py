@@ -31,7 +31,9 @@ import lightning_alws.objectives
 import lightning_alws.penalties
 import lightning_alws.priors
 import lightning_alws.quantile_kernel
-import lightning_alws.set_kernels  # noqa: F401
+import lightning_alws.set_kernels
+import lightning_alws.standard_kernel
+import lightning_alws.trace_features  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
 from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint
@@ -40,7 +42,13 @@ from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
 
 CONFIGS = Path(__file__).parent / "configs"
-FROM_DATA = ("image_shape", "likelihood", "event_shape")  # what a model takes from the data module
+FROM_DATA = (
+    "image_shape",
+    "likelihood",
+    "event_shape",
+    "input_current",
+    "time_step",
+)  # what a model takes from the data module
 SECTIONS = {
     "checkpoint": callbacks.RunCheckpoint,
     "sample_grid": callbacks.SampleGrid,

@@ -21,6 +21,7 @@ from callbacks.results import ResultsFile
 from callbacks.sample_grid import SampleGrid
 from callbacks.source_recovery import SourceRecovery
 from callbacks.traces import ParameterTraces
+from callbacks.voltage_figure import VoltageFigure
 
 __all__ = [
     "FIDKID",
@@ -45,4 +46,5 @@ __all__ = [
     "SampleGrid",
     "SourceRecovery",
     "Throughput",
+    "VoltageFigure",
 ]

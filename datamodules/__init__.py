@@ -16,6 +16,7 @@ from datamodules.sine_functions import SineFunctions
 from datamodules.sinusoid import Sinusoid
 from datamodules.softplus_toy import SoftplusData
 from datamodules.table import Table
+from datamodules.voltage_trace import VoltageTrace
 
 __all__ = [
     "MNIST",
@@ -36,4 +37,5 @@ __all__ = [
     "Sinusoid",
     "SoftplusData",
     "Table",
+    "VoltageTrace",
 ]

@@ -2,6 +2,7 @@
 
 from lightning_alws.models.circle import CircleModel
 from lightning_alws.models.gp_latent import GaussianProcessModel
+from lightning_alws.models.hodgkin_huxley import HodgkinHuxleyModel
 from lightning_alws.models.ica import ICA, IndependentComponents
 from lightning_alws.models.image import ImageModel
 from lightning_alws.models.linear_dynamics import LinearDynamicsModel
@@ -16,6 +17,7 @@ __all__ = [
     "ICA",
     "CircleModel",
     "GaussianProcessModel",
+    "HodgkinHuxleyModel",
     "ImageModel",
     "IndependentComponents",
     "LinearDynamicsModel",

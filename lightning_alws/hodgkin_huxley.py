@@ -1,0 +1,381 @@
+"""The stochastic Hodgkin-Huxley membrane: its constants, its rates, paths drawn fast, and the density of a path.
+
+    V_{t+1} ~ N(V_t + Δt/C [I_t − g_l (V_t − E_l) − g_Na m³h (V_t − E_Na) − g_K n⁴ (V_t − E_K)], s_V²)
+    e_{t+1} = e_t + Δt (α_e(V_t) (1 − e_t) − β_e(V_t) e_t)      for each gate e = m, n, h
+
+The voltage alone is random: given its path each gate is a linear recurrence (:mod:`lightning_alws.scan`). Source: the
+rates are those of Pospischil et al., "Minimal Hodgkin-Huxley type models for different classes of cortical and thalamic
+neurons", 2008 (after Traub and Miles), the step and the noise those of the published code (kevin-w-li/al-ws).
+Units: ms, mV, µA/cm², mS/cm², µF/cm².
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_alws.errors import UserError
+from lightning_alws.scan import linear_scan
+
+GATES = ("m", "n", "h")
+NEGATIVE = ("leak_reversal", "potassium_reversal", "threshold")
+BLOCK = 32  # time steps whose intermediate results stay in the processor's cache
+SERIES_BELOW = 0.03  # |x| where the derivative of x/(eˣ − 1) comes from its series
+# α_m, β_m, α_n, β_n, α_h, β_h are prefactor · g(slope · (V − V_t − origin)), g being x/(eˣ − 1) for the first three,
+# eˣ for the next two and 1/(1 + e⁻ˣ) for the last.
+ORIGINS = (13.0, 40.0, 15.0, 10.0, 17.0, 40.0)
+SLOPES = (-1 / 4, 1 / 5, -1 / 5, -1 / 40, -1 / 18, 1 / 5)
+PREFACTORS = (0.32 * 4, 0.28 * 5, 0.032 * 5, 0.5, 0.128, 4.0)
+
+
+@dataclass(frozen=True)
+class Membrane:
+    """The ten constants of the model.
+
+    Args:
+        capacitance: C, µF/cm².
+        leak_conductance: g_l, mS/cm².
+        leak_reversal: E_l, mV, negative.
+        sodium_conductance: g_Na, mS/cm².
+        sodium_reversal: E_Na, mV.
+        potassium_conductance: g_K, mS/cm².
+        potassium_reversal: E_K, mV, negative.
+        threshold: V_t, mV, negative; shifts the voltages at which the gates open.
+        voltage_noise: s_V, mV, of one time step.
+        observation_noise: s_x, mV.
+    """
+
+    capacitance: float = 1.0
+    leak_conductance: float = 0.1
+    leak_reversal: float = -70.42
+    sodium_conductance: float = 50.0
+    sodium_reversal: float = 50.0
+    potassium_conductance: float = 5.0
+    potassium_reversal: float = -90.0
+    threshold: float = -60.0
+    voltage_noise: float = 0.1
+    observation_noise: float = 1.0
+
+    def check(self, argument: str) -> None:
+        """Raise a UserError for a constant of the wrong sign; ``argument`` is the option they came from."""
+        for name, value in vars(self).items():
+            sign = -1 if name in NEGATIVE else 1
+            if not (0 < sign * value < math.inf):
+                raise UserError(
+                    f"{argument}.{name} is {value}, but must be {'negative' if sign < 0 else 'positive'} and finite; "
+                    "its logarithm is learnt."
+                )
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Membrane))
+
+
+def signs(names: tuple[str, ...] = NAMES) -> list[float]:
+    """−1 for the constants that are negative, 1 for the others."""
+    return [-1.0 if name in NEGATIVE else 1.0 for name in names]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a path begins: a voltage in mV and the share of open gates of each kind, in [0, 1]."""
+
+    voltage: float = -70.0
+    m: float = 0.0
+    n: float = 0.0
+    h: float = 0.8
+
+    def check(self, argument: str) -> None:
+        """Raise a UserError for a gate outside [0, 1] or a voltage that is not finite."""
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) if name == "voltage" else 0 <= value <= 1):
+                expected = "a finite number of mV" if name == "voltage" else "a number between 0 and 1"
+                raise UserError(f"{argument}.{name} is {value}; give {expected}.")
+
+    @property
+    def gates(self) -> list[float]:
+        """m, n, h."""
+        return [self.m, self.n, self.h]
+
+
+def exp_ratio(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x/(eˣ − 1), 1 at 0, and eˣ − 1, of any shape; the first accurate for every x, and with it :func:`slope_of`."""
+    x = x + 1e-30  # vanishes beside every x but 0, where it leaves the limit
+    denominator = torch.expm1(x)
+    return x / denominator, denominator
+
+
+def exp_ratio_slope(x: Tensor, ratio: Tensor, denominator: Tensor) -> Tensor:
+    """The derivative of x/(eˣ − 1), −½ at 0, from x and what :func:`exp_ratio` returns."""
+    direct = (1 - x - ratio) / denominator
+    # The closed form loses digits as x nears 0, where a few terms of the series have them all.
+    square = x.square()
+    series = x * (1 - square / 30 * (1 - square / 28)) / 6 - 0.5
+    return torch.where(square < SERIES_BELOW**2, series, direct)
+
+
+class _Recurrence(torch.autograd.Function):
+    """1 − Δt(α + β) and Δt α of the three gates, each (T, 3, N), from V_t and voltages (T, N).
+
+    Voltages that were drawn have no gradient: V_t's is one number, into which the slopes of the six rates are summed as
+    they are computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, threshold: Tensor, voltage: Tensor, time_step: float) -> tuple[Tensor, Tensor]:
+        origins, slopes, prefactors = voltage.new_tensor([ORIGINS, SLOPES, PREFACTORS])[:, :, None]
+        x = torch.addcmul(-slopes * (origins + threshold), slopes, voltage[:, None])
+        rate = torch.empty_like(x)
+        rate[:, :3], denominator = exp_ratio(x[:, :3])
+        torch.exp(x[:, 3:5], out=rate[:, 3:5])
+        torch.sigmoid(x[:, 5], out=rate[:, 5])
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, rate, denominator)
+        ctx.time_step = time_step
+        scaled = rate * (time_step * prefactors)
+        opening, closing = scaled[:, 0::2], scaled[:, 1::2]
+        return 1 - opening - closing, opening.contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, rate, denominator = ctx.saved_tensors
+        _, slopes, prefactors = x.new_tensor([ORIGINS, SLOPES, PREFACTORS])[:, :, None]
+        sloping = torch.empty_like(x)
+        sloping[:, :3] = exp_ratio_slope(x[:, :3], rate[:, :3], denominator)
+        sloping[:, 3:5] = rate[:, 3:5]
+        sloping[:, 5] = rate[:, 5] * (1 - rate[:, 5])
+        decay, opening = grads
+        sloping[:, 0::2] *= opening - decay
+        sloping[:, 1::2] *= -decay
+        steepness = ctx.time_step * (slopes * prefactors)[:, 0]
+        by_threshold = -(sloping.sum((0, 2)) @ steepness)
+        return by_threshold, steepness @ sloping if ctx.needs_input_grad[1] else None, None
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The constants as 0-dimensional tensors of one dtype, as the equations take them.
+
+    Attributes:
+        threshold: V_t.
+        scaled: k_l, k_l E_l, k_Na, k_Na E_Na, k_K, k_K E_K, k_I with k = Δt g/C and k_I = Δt/C; shape (7,).
+        noise: s_V.
+        time_step: Δt, ms.
+    """
+
+    threshold: Tensor
+    scaled: Tensor
+    noise: Tensor
+    time_step: float
+
+    @classmethod
+    def of(cls, values: dict[str, Tensor], time_step: float) -> Constants:
+        """From the constants by name, each a 0-dimensional tensor."""
+        scale = time_step / values["capacitance"]
+        parts = []
+        for channel in ("leak", "sodium", "potassium"):
+            conductance = scale * values[f"{channel}_conductance"]
+            parts += [conductance, conductance * values[f"{channel}_reversal"]]
+        return cls(values["threshold"], torch.stack([*parts, scale]), values["voltage_noise"], time_step)
+
+    @classmethod
+    def of_membrane(cls, membrane: Membrane, time_step: float, dtype: torch.dtype = torch.float64) -> Constants:
+        """From numbers."""
+        return cls.of({name: torch.tensor(value, dtype=dtype) for name, value in vars(membrane).items()}, time_step)
+
+
+@torch.no_grad()
+def draw_path(constants: Constants, voltage: Tensor, gates: Tensor, current: Tensor, noise: Tensor) -> Tensor:
+    """V_1 … V_T of N paths, shape (T, N), without gradient; the noise's memory is used for it.
+
+    Nothing is allocated in the loop, and the rates of the gates are computed together: N = 2 000 paths take some
+    twenty passes over rows in the cache for each step.
+
+    Args:
+        constants: of the membrane.
+        voltage: V_0, a scalar.
+        gates: m, n, h at first, shape (3,).
+        current: I_0 … I_{T−1}, shape (T,).
+        noise: standard normal, shape (T, N), contiguous; overwritten. Zeros give the path without noise.
+    """
+    step, count = constants.time_step, noise.shape[1]
+    leak, leak_drive, *_, scale = constants.scaled.tolist()
+    channels = constants.scaled[2:6].view(2, 2).T.contiguous()  # rows: k of sodium and potassium, the same times E
+    channels_base = noise.new_tensor([[leak], [0.0]])
+    drawn = noise.mul_(constants.noise).add_((scale * current + leak_drive)[:, None])
+
+    origins, slopes, prefactors = noise.new_tensor([ORIGINS, SLOPES, PREFACTORS])[:, :, None]
+    origins = -slopes * (origins + constants.threshold)
+    prefactors = step * prefactors
+    row = voltage.to(noise).expand(count).clone()
+    state = gates.to(noise)[:, None].repeat(1, count)
+    (rate, ratio), cubes, currents = noise.new_empty(2, 6, count), noise.new_empty(2, count), noise.new_empty(2, count)
+    total, denominator = noise.new_empty(3, count), ratio[:3]
+    linear, exponential, sigmoid = rate[:3], rate[3:5], rate[5]
+    opening, closing = rate[0::2], rate[1::2]
+    m, n, h = state
+    sodium, potassium = cubes
+    conductance, drive = currents
+    for following in drawn.unbind(0):
+        torch.mul(m, m, out=sodium).mul_(m).mul_(h)
+        torch.mul(n, n, out=potassium)
+        potassium.mul_(potassium)
+        torch.addmm(channels_base, channels, cubes, out=currents)
+        following.add_(drive).add_(row).addcmul_(conductance, row, value=-1)
+
+        torch.addcmul(origins, slopes, row, out=rate)
+        linear.add_(1e-30)
+        torch.expm1(linear, out=denominator)
+        linear.div_(denominator)
+        exponential.exp_()
+        sigmoid.sigmoid_()
+        rate.mul_(prefactors)
+        torch.add(opening, closing, out=total)
+        state.addcmul_(total, state, value=-1).add_(opening)
+        row = following
+    return drawn
+
+
+def squared_residuals(
+    threshold: Tensor,
+    scaled: Tensor,
+    gates: Tensor,
+    voltage: Tensor,
+    following: Tensor,
+    current: Tensor,
+    time_step: float,
+) -> tuple[Tensor, Tensor]:
+    """Σ_t (V_{t+1} − E[V_{t+1} | V_t])² of each path, shape (N,), and the gates after the last step, (3, N).
+
+    Args:
+        threshold: V_t, a scalar.
+        scaled: as in :class:`Constants`.
+        gates: before the first step, shape (3, N).
+        voltage: V_t, shape (T, N).
+        following: V_{t+1}, shape (T, N).
+        current: I_t, shape (T,).
+        time_step: Δt, ms.
+    """
+    decay, opening = _Recurrence.apply(threshold, voltage, time_step)
+    states = linear_scan(decay, opening, gates)
+    return _SquaredResiduals.apply(scaled, states, voltage, following, current), states[-1]
+
+
+class _SquaredResiduals(torch.autograd.Function):
+    """Σ_t r_t², r_t = V_{t+1} − V_t + k(t) V_t − d(t), from the constants k and d, the gates and V_t.
+
+    k = k_l + k_Na m³h + k_K n⁴, d likewise of the k E, with k_I I_t. Autograd's own graph of it takes twice as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scaled: Tensor, states: Tensor, voltage: Tensor, following: Tensor, current: Tensor
+    ) -> Tensor:
+        m, n, h = states[:-1].unbind(1)
+        leak, leak_drive, sodium, sodium_drive, potassium, potassium_drive, scale = scaled.tolist()
+        cube, square = (m * m).mul_(m), n * n
+        through_sodium, through_potassium = cube * h, square * square
+        conductance = (sodium * through_sodium).add_(through_potassium, alpha=potassium).add_(leak)
+        residual = (following - voltage).addcmul_(conductance, voltage)
+        residual.sub_(through_sodium, alpha=sodium_drive).sub_(through_potassium, alpha=potassium_drive)
+        residual.sub_((scale * current + leak_drive)[:, None])
+        open_parts = (cube, square, through_sodium, through_potassium, conductance)
+        ctx.save_for_backward(scaled, states, voltage, current, residual, *open_parts)
+        return residual.square().sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, states, voltage, current, residual, *open_parts = ctx.saved_tensors
+        cube, square, through_sodium, through_potassium, conductance = open_parts
+        m, n, h = states[:-1].unbind(1)
+        _, _, sodium, sodium_drive, potassium, potassium_drive, _ = scaled.tolist()
+        pulled = residual * (2 * grads[0])
+        weighted = pulled * voltage
+        flat, flat_weighted = pulled.flatten(), weighted.flatten()
+        by_scaled = [flat_weighted.sum(), -flat.sum()]
+        for through in (through_sodium.flatten(), through_potassium.flatten()):
+            by_scaled += [flat_weighted @ through, -(flat @ through)]
+        by_scaled.append(-(pulled.sum(1) @ current))
+
+        by_sodium = (weighted * sodium).sub_(pulled, alpha=sodium_drive)
+        by_states = torch.empty_like(states)
+        by_states[-1] = 0
+        torch.mul(by_sodium, cube, out=by_states[:-1, 2])
+        torch.mul(by_sodium.mul_(h).mul_(m), m, out=by_states[:-1, 0]).mul_(3)
+        by_potassium = weighted.mul_(4 * potassium).sub_(pulled, alpha=4 * potassium_drive)
+        torch.mul(by_potassium.mul_(square), n, out=by_states[:-1, 1])
+        by_voltage = pulled.mul_(conductance - 1) if ctx.needs_input_grad[2] else None
+        return torch.stack(by_scaled), by_states, by_voltage, None, None
+
+
+class _InBlocks(torch.autograd.Function):
+    """:func:`squared_residuals` of the sums alone, a few time steps at a time, recomputed in the backward pass.
+
+    A path of N · T voltages goes through some fifty element-wise operations. Whole, each would pass through main
+    memory and be kept there; a block of a few steps stays in the cache, and only the gates between blocks are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        threshold: Tensor,
+        scaled: Tensor,
+        gates: Tensor,
+        voltage: Tensor,
+        following: Tensor,
+        current: Tensor,
+        time_step: float,
+    ) -> Tensor:
+        ctx.time_step = time_step
+        total = torch.zeros_like(voltage[0])
+        starts = []
+        blocks = zip(voltage.split(BLOCK), following.split(BLOCK), current.split(BLOCK), strict=True)
+        for block in blocks:
+            starts.append(gates)
+            squares, gates = squared_residuals(threshold, scaled, gates, *block, time_step)
+            total += squares
+        ctx.save_for_backward(threshold, scaled, voltage, following, current, *starts)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        threshold, scaled, voltage, following, current, *starts = ctx.saved_tensors
+        blocks = [*zip(voltage.split(BLOCK), following.split(BLOCK), current.split(BLOCK), starts, strict=True)]
+        adjoint = torch.zeros_like(starts[0])
+        totals = [torch.zeros_like(threshold), torch.zeros_like(scaled)]
+        for before, after, given, gates in reversed(blocks):
+            with torch.enable_grad():
+                leaves = tuple(part.detach().requires_grad_() for part in (threshold, scaled, gates))
+                results = squared_residuals(leaves[0], leaves[1], leaves[2], before, after, given, ctx.time_step)
+            *shared, adjoint = torch.autograd.grad(results, leaves, [grads[0], adjoint])
+            for total, part in zip(totals, shared, strict=True):
+                total += part
+        return (*totals, adjoint, None, None, None, None)
+
+
+def log_density(constants: Constants, voltage: Tensor, gates: Tensor, current: Tensor, path: Tensor) -> Tensor:
+    """log p(V_1 … V_T) of given paths, shape (N,), differentiable in the constants, V_0 and the gates at first.
+
+    Args:
+        constants: of the membrane.
+        voltage: V_0, a scalar.
+        gates: m, n, h at first, shape (3,).
+        current: I_0 … I_{T−1}, shape (T,).
+        path: shape (T, N), best contiguous; gets no gradient.
+    """
+    shared = (constants.threshold, constants.scaled)
+    step = constants.time_step
+    # The first step by itself: it is the one whose voltage has a gradient.
+    states, first = gates[:, None].expand(3, path.shape[1]), voltage.expand(1, path.shape[1])
+    squares, states = squared_residuals(*shared, states, first, path[:1], current[:1], step)
+    if len(path) > 1:
+        squares = squares + _InBlocks.apply(*shared, states, path[:-1], path[1:], current[1:], step)
+    return -0.5 * squares / constants.noise.square() - len(path) * (constants.noise.log() + 0.5 * math.log(2 * math.pi))
