@@ -31,10 +31,11 @@ class PopulationFigure(ExperimentFigure):
     * ``synthetic_log_likelihood``: log density of the data's statistics under a Gaussian of the simulations' mean and
       covariance, a stand-in for log p_θ(s(x)), which has no form (Wood, Nature 466, 2010);
     * every parameter by its name, and where the data know it ``largest_error``, the largest |learnt/truth − 1|;
-    * ``log_likelihood``, exact, of the whole series;
     * ``lag``, the most probable under p(τ), and ``lag_probability``; under p(τ|x) by the regression's weights,
-      projected to probabilities, ``lag_amortised`` and ``lag_amortised_probability``, and exactly ``lag_exact`` and
-      ``lag_exact_probability``; ``lag_truth`` where the data know it.
+      projected to probabilities, ``lag_amortised`` and ``lag_amortised_probability`` (given what the kernel sees of x);
+      ``lag_truth`` where the data know it;
+    * in the test also ``log_likelihood`` of the whole series, and the lag given all of x, ``lag_exact`` and
+      ``lag_exact_probability``, both exact.
 
     The whole of p(τ) and of both posteriors is in ``results.json`` under ``provenance``.
 
@@ -70,13 +71,11 @@ class PopulationFigure(ExperimentFigure):
         if truth := getattr(data, "truth", None):
             numbers["largest_error"] = max(abs(numbers[name] / getattr(truth, name) - 1) for name in NAMES)
             numbers["lag_truth"] = data.lag
-        by_lag = log_likelihood_by_lag(model, x[0].double()) + model.log_lags
-        numbers["log_likelihood"] = float(by_lag.logsumexp(0))
-        self.lags = {
-            "": model.log_lags.exp(),
-            "_amortised": self.amortised_lags(module, x).to(by_lag),
-            "_exact": by_lag.softmax(0),
-        }
+        self.lags = {"": model.log_lags.exp(), "_amortised": self.amortised_lags(module, x).double()}
+        if split == "test":
+            by_lag = log_likelihood_by_lag(model, x[0].double()) + model.log_lags
+            numbers["log_likelihood"] = float(by_lag.logsumexp(0))
+            self.lags["_exact"] = by_lag.softmax(0)
         for name, probabilities in self.lags.items():
             numbers[f"lag{name}"] = 1 + int(probabilities.argmax())
             numbers[f"lag{name}_probability"] = float(probabilities.max())
@@ -144,11 +143,11 @@ class PopulationFigure(ExperimentFigure):
         axis.vlines(places, low, high, lw=6, color="tab:blue", alpha=0.4, label="simulations, central 95 %")
         axis.plot(places, ((ours - centre) / spread).cpu(), "k_", ms=12, mew=2, label="data")
         axis.set_xticks(places, [name.replace("_", " ") for name in STATISTICS], rotation=40, ha="right")
-        axis.set(ylabel="standard deviations", title="summary statistics")
+        axis.set(ylabel="standard deviations", title="summary statistics", ylim=(None, 1.7 * float(high.max())))
         axis.legend(fontsize="small")
 
     def _draw_lags(self, axis: Any) -> None:
-        labels = {"": "learnt p(τ)", "_amortised": "p(τ|x), amortised", "_exact": "p(τ|x), exact"}
+        labels = {"": "learnt p(τ)", "_amortised": "given x, amortised", "_exact": "given x, exact"}
         for place, (name, label) in enumerate(labels.items()):
             if name in self.lags:
                 values = self.lags[name].cpu()
