@@ -1,5 +1,6 @@
 """Everything that looks at a run; none of it changes a gradient."""
 
+from callbacks.blowfly import PopulationFigure
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.clusters import Clusters
 from callbacks.component_map import ComponentMap
@@ -38,6 +39,7 @@ __all__ = [
     "OrientationSweep",
     "Oscillator",
     "ParameterTraces",
+    "PopulationFigure",
     "Predictions",
     "ProgressBar",
     "RegressionDiagnostics",

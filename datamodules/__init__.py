@@ -2,6 +2,7 @@
 
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
+from datamodules.blowfly import Blowfly, BlowflySimulated
 from datamodules.digits import Digits
 from datamodules.gabors import Gabors
 from datamodules.gp_series import GaussianProcessSeries
@@ -23,6 +24,8 @@ __all__ = [
     "ArrayDataModule",
     "BatchLoader",
     "BinarizedMNIST",
+    "Blowfly",
+    "BlowflySimulated",
     "DeviceDataModule",
     "Digits",
     "FashionMNIST",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_alws.kernels import GaussianKernel
+from lightning_alws.kernels import FeatureNetwork, GaussianKernel
 
 
 class QuantileKernel(GaussianKernel):
@@ -24,13 +24,16 @@ class QuantileKernel(GaussianKernel):
     Args:
         event_shape: shape of one observation.
         bandwidth: s, in standard deviations of the scores.
+        features: builds g from the event shape, few numbers of an observation whose scores are to be taken.
 
     Raises:
         UserError: the bandwidth is not positive.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], bandwidth: float = 1.0) -> None:
-        super().__init__(event_shape, None, bandwidth)
+    def __init__(
+        self, event_shape: tuple[int, ...], bandwidth: float = 1.0, features: FeatureNetwork | None = None
+    ) -> None:
+        super().__init__(event_shape, features, bandwidth)
         self._sorted = torch.empty(0)
 
     @torch.no_grad()

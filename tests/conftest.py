@@ -21,8 +21,9 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root folder with tiny MNIST and Fashion-MNIST files."""
+    """A root folder with tiny MNIST and Fashion-MNIST files, and as many counts as there are of blowflies."""
     root = tmp_path_factory.mktemp("root")
+    (root / "blowfly.csv").write_text("count\n" + "\n".join(str(100 + 40 * (row % 19)) for row in range(180)))
     for name in ("MNIST", "FashionMNIST"):
         write_idx_root(root, name)
     return root

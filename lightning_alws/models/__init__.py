@@ -1,5 +1,6 @@
 """Latent-variable models, one file each."""
 
+from lightning_alws.models.blowfly import BlowflyModel
 from lightning_alws.models.circle import CircleModel
 from lightning_alws.models.gp_latent import GaussianProcessModel
 from lightning_alws.models.hodgkin_huxley import HodgkinHuxleyModel
@@ -15,6 +16,7 @@ from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
 __all__ = [
     "ICA",
+    "BlowflyModel",
     "CircleModel",
     "GaussianProcessModel",
     "HodgkinHuxleyModel",
