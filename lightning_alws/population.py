@@ -100,23 +100,47 @@ def period(counts: Tensor) -> Tensor:
     return 1 / frequency[inside][power[:, inside].argmax(1)]
 
 
+@torch.no_grad()
+def growth_correlations(counts: Tensor, lags: int) -> Tensor:
+    """Correlation of the growth log(x_t/x_{t−1}) with log x_{t−k} over time, for k = 1 … lags, shape (N, lags).
+
+    Births follow the population of τ intervals before: the lag shows where the correlation is extreme.
+    """
+    logarithms = counts.clamp_min(LEAST).log()
+    growth = logarithms.diff(dim=1)[:, lags - 1 :]
+    growth = (growth - growth.mean(1, keepdim=True)) / growth.std(1, keepdim=True).clamp_min(1e-12)
+    correlations = []
+    for lag in range(1, lags + 1):
+        earlier = logarithms[:, lags - lag : logarithms.shape[1] - lag]
+        earlier = (earlier - earlier.mean(1, keepdim=True)) / earlier.std(1, keepdim=True).clamp_min(1e-12)
+        correlations.append((growth * earlier).mean(1))
+    return torch.stack(correlations, dim=1)
+
+
 class PopulationStatistics(nn.Module):
-    """Series (N, T) of counts → their ten statistics (N, 10), as features of a kernel; nothing in it is trained.
+    """Series (N, T) of counts → their ten statistics, as features of a kernel; nothing in it is trained.
 
     Args:
         event_shape: (T,).
+        lags: how many of :func:`growth_correlations` follow the ten, which say little of the delay; the features are
+            then (N, 10 + lags).
 
     Raises:
-        UserError: the observations are no series of at least 8 counts.
+        UserError: the observations are no series of at least 8 counts, or shorter than twice the lags.
     """
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, event_shape: tuple[int, ...], lags: int = 0) -> None:
         super().__init__()
-        if len(event_shape) != 1 or event_shape[0] < 8:
+        if lags < 0:
+            raise UserError(f"PopulationStatistics.lags is {lags}; give 0 for none, or some, such as 12.")
+        least = max(8, 2 * lags + 2)
+        if len(event_shape) != 1 or event_shape[0] < least:
             raise UserError(
-                f"PopulationStatistics takes series of at least 8 counts (T,), but observations have shape "
-                f"{tuple(event_shape)}; use another kernel."
+                f"PopulationStatistics takes series of at least {least} counts (T,), but observations have shape "
+                f"{tuple(event_shape)}; use another kernel, or fewer lags."
             )
+        self.lags = lags
 
     def forward(self, x: Tensor) -> Tensor:
-        return population_statistics(x)
+        statistics = population_statistics(x)
+        return torch.cat([statistics, growth_correlations(x, self.lags)], dim=1) if self.lags else statistics

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from lightning_alws.errors import UserError
-from lightning_alws.population import NAMES, STATISTICS, Population, PopulationStatistics, period, population_statistics
+from lightning_alws.population import (
+    NAMES,
+    STATISTICS,
+    Population,
+    PopulationStatistics,
+    growth_correlations,
+    period,
+    population_statistics,
+)
 
 
 def test_levels_and_changes_are_means_of_the_sorted_quarters() -> None:
@@ -59,3 +67,25 @@ def test_parameters_are_positive() -> None:
     for name in NAMES:
         with pytest.raises(UserError, match=f"data.truth.{name} is 0"):
             Population(**{name: 0.0}).check("data.truth")
+
+
+def test_growth_is_correlated_with_the_population_a_delay_before() -> None:
+    """log x_t = log x_{t−1} − 0.5 log x_{t−3} + noise: the third lag stands out."""
+    torch.manual_seed(0)
+    logarithms = 0.1 * torch.randn(4, 400, dtype=torch.float64)
+    for t in range(3, 400):
+        logarithms[:, t] += 0.7 * logarithms[:, t - 1] - 0.5 * logarithms[:, t - 3]
+    correlations = growth_correlations((5 + logarithms).exp(), 6)
+    pairs = torch.stack([logarithms[0].diff()[5:], logarithms[0, 3:-3]])
+    assert float(correlations[0, 2]) == pytest.approx(float(pairs.corrcoef()[0, 1]), rel=0.01)
+    assert (correlations.abs().argmax(1) == 2).all()
+
+
+def test_features_may_be_followed_by_growth_correlations() -> None:
+    counts = 100 + 900 * torch.rand(3, 40)
+    features = PopulationStatistics((40,), lags=5)(counts)
+    assert torch.equal(features, torch.cat([population_statistics(counts), growth_correlations(counts, 5)], dim=1))
+    with pytest.raises(UserError, match="at least 42 counts"):
+        PopulationStatistics((40,), lags=20)
+    with pytest.raises(UserError, match="lags is -1"):
+        PopulationStatistics((40,), lags=-1)
