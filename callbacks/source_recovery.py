@@ -58,6 +58,7 @@ class SourceRecovery(ExperimentFigure):
                 )
 
     def measure(self, module: Any, data: Any, split: str) -> dict[str, float]:
+        """How near the learnt filters and noise scale are to the true ones, and FastICA's."""
         model = module.evaluation_model
         numbers = {
             "filter_cosine": match_columns(model.filters, data.mixing).mean_absolute_cosine,

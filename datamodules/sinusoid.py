@@ -100,6 +100,7 @@ class Sinusoid(ObservedSeries):
         return BumpOscillator().draw_states(self.sequences, self.steps, generator(self.seed, "states"))
 
     def series(self) -> Tensor:
+        """The oscillator's pictures with noise, or the user's rows, (sequences, steps, D)."""
         if self.path:
             return self._cut(Path(self.path))
         true = BumpOscillator()
