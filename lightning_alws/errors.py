@@ -40,7 +40,9 @@ def condense(message: str) -> str:
     )
     message = re.sub(r"<class '([^']+)'>", r"\1", message)
     message = re.sub(r"NestedArg\(key='([^']*)', val='([^']*)'\)", r"\1: \2", message)
-    message = re.sub(r"(Option '[^']+' is not accepted)", r"\1; see alws fit --help for those there are", message)
+    message = re.sub(
+        r"(Option '[^']+' is not accepted)(?!; see)", r"\1; see alws fit --help for those there are", message
+    )
     message = re.sub(
         r"Unexpected config:\s*$", "a config holds no settings; write some, or give one of configs/ instead", message
     )
