@@ -204,7 +204,7 @@ class Table:
 
 
 def show(spread: Spread | None) -> str:
-    """Mean ± deviation, to the second digit of the deviation, or four digits of a mean alone."""
+    """Mean ± deviation, to the deviation's second digit or the mean's fifth; four digits of a mean alone."""
     if spread is None:
         return ""
     mean, deviation = spread.mean, spread.deviation
@@ -213,7 +213,8 @@ def show(spread: Spread | None) -> str:
     if deviation is None or deviation == 0:
         digits = max(0, 3 - math.floor(math.log10(abs(mean)))) if mean else 0
         return f"{mean:.{min(digits, 4)}f}".replace("-", "−")
-    digits = min(max(0, 1 - math.floor(math.log10(deviation))), 4)
+    size = math.floor(math.log10(max(abs(mean), deviation)))
+    digits = max(0, min(1 - math.floor(math.log10(deviation)), 4 - size, 4))
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}".replace("-", "−")
 
 

@@ -133,6 +133,8 @@ def test_without_the_usual_figures_all_of_the_test_are_shown(tmp_path: Path) -> 
     [
         (Spread(-22.2951, 0.1234, 3), "−22.30 ± 0.12"),
         (Spread(123.4, 12.0, 3), "123 ± 12"),
+        (Spread(-22.2951, 0.00123, 3), "−22.295 ± 0.001"),
+        (Spread(0.0, 0.5, 3), "0.00 ± 0.50"),
         (Spread(0.0, None, 1), "0"),
         (Spread(0.01234, None, 1), "0.0123"),
         (Spread(4321.9, None, 1), "4322"),
@@ -153,7 +155,9 @@ def test_direction() -> None:
 def test_chart_has_a_panel_a_kind_and_a_dot_a_seed(two: Table) -> None:
     figure = draw_chart(two)
     panels = [axis for axis in figure.axes if axis.get_visible()]
-    assert [axis.get_xlabel().split(" (")[0] for axis in panels] == ["log-likelihood, nats", "FID", "KID"]
+    assert [axis.get_xlabel().split(" (")[0] for axis in panels] == [
+        "log-likelihood, nats", "FID means", "FID samples", "KID means", "KID samples",
+    ]  # fmt: skip
     dots = [tuple(line.get_xdata()) for line in panels[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert dots == [(-22.2,), (-21.8,), (-23.0,)]
     assert to_png(figure)[:4] == b"\x89PNG"
