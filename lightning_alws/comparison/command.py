@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from callbacks.figure import to_png
+from callbacks.results import FILE as RESULTS
 from lightning_alws.comparison.chart import draw_chart
 from lightning_alws.comparison.checks import check_comparable
 from lightning_alws.comparison.groups import group
@@ -117,7 +118,10 @@ def _follow(given: argparse.Namespace, metrics: Sequence[str] | None, resolve: R
         )
     for failure in [*failures, *stuck]:
         print(f"alws: {failure}", file=sys.stderr)
-    folders = {run.folder: run.label for run in planned if (run.folder / "results.json").exists()}
+    # A run that is stuck has other settings than its method, or nothing to show.
+    folders = {
+        run.folder: run.label for run, state in found if state.name != "stuck" and (run.folder / RESULTS).exists()
+    }
     if folders:
         report(list(folders), metrics, given.out, folders)
     return 1 if failures or stuck or not complete else 0

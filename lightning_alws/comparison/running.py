@@ -89,12 +89,21 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def terminations_as_interrupts() -> Iterator[None]:
-    """Inside the block, an end by ``kill`` or of the terminal stops the training at work as Ctrl-C does."""
+    """Inside the block, an end by ``kill`` or of the terminal stops the training at work as Ctrl-C does.
+
+    What is ignored, under ``nohup`` or behind ``&`` in a script, stays so for us. It is not ignored by the trainings,
+    who would inherit that and not hear when they are told to stop.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        signal.signal(number, ignore if handler == signal.SIG_IGN else interrupt)
     try:
         yield
     finally:

@@ -281,6 +281,34 @@ def test_a_killed_command_stops_its_training() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_what_is_ignored_is_not_by_the_trainings() -> None:
+    """As under ``nohup`` and behind ``&``: a training that inherits it could not be told to stop."""
+    before = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)]
+    try:
+        with running.terminations_as_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGHUP)
+            process = subprocess.Popen([sys.executable, "-c", SLEEP], process_group=0, stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            process.stdout.readline()
+            running.stop(process)
+        assert process.returncode == 7
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_run_of_other_settings_is_named_and_not_compared(
+    three: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    starting(monkeypatch, [0, 0])
+    fake_run(three.parent / "runs" / "AL-C-seed3", 3, config={"model.init_args.latent_dim": 99})
+    assert cli.main(["compare", "--plan", str(three), "--run"]) == 1
+    out, err = capsys.readouterr()
+    assert "model.latent_dim is 99 in its config.yaml, but 8 in the plan" in err
+    assert "AL-C " not in out
+
+
 def test_trainings_are_started_by_this_interpreter_and_code(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.setattr(sys, "executable", "echo")
     assert running.start(["fit", "--name=a b"]).wait() == 0
