@@ -155,6 +155,7 @@ def state_of(run: PlannedRun, planned: Mapping[str, Any]) -> State:
         return State("missing", run.arguments)
     record = read_results(results) if results.exists() else {}
     status, error, steps = record.get("status"), record.get("error", ""), record.get("training", {}).get("steps", 0)
+    error = error if status == "failed" else ""  # an interruption explains itself
     begun_anew = status in ("failed", "interrupted") and not (run.folder / CHECKPOINTS).exists()
     if begun_anew:  # as refuse_to_overwrite in cli.py lets it
         return State("failed" if status == "failed" else "cut off", run.arguments, error)

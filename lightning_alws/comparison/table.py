@@ -12,6 +12,7 @@ from typing import Literal
 from lightning_alws.comparison.checks import estimator, is_reliable
 from lightning_alws.comparison.groups import Method, Spread
 from lightning_alws.comparison.records import Record, as_dict
+from lightning_alws.comparison.text import aligned, count, numbers, show
 from lightning_alws.errors import UserError
 
 Better = Literal["max", "min"] | None
@@ -94,9 +95,9 @@ class Table:
         """Aligned text; costs and figures one above the other where they are wider than ``width`` together."""
         costs, figures = self._cost_columns(), self._figure_columns(" *", "")
         head = [["method", *(method.label for method in self.methods)], ["seeds", *self._counts()]]
-        whole = _aligned([*head, *costs, *figures])
+        whole = aligned([*head, *costs, *figures])
         if max(map(len, whole.splitlines())) > width:
-            whole = _aligned([head[0], *figures]) + "\n\n" + _aligned([*head, *costs])
+            whole = aligned([head[0], *figures]) + "\n\n" + aligned([*head, *costs])
         return "\n".join([whole, "", *self.notes()])
 
     def markdown(self) -> str:
@@ -121,7 +122,7 @@ class Table:
         for method in self.methods:
             spreads = [Spread.of(values) for values in _costs(method)]
             spreads += [self.spread(method, metric) for metric in metrics]
-            cells = [part for spread in spreads for part in _numbers(spread)]
+            cells = [part for spread in spreads for part in numbers(spread)]
             unreliable = sum(
                 not is_reliable(record) for record in method.records if "test/log_likelihood" in record.metrics
             )
@@ -153,7 +154,7 @@ class Table:
         columns = [[title] for title in COSTS]
         for method in self.methods:
             for column, values in zip(columns, _costs(method), strict=True):
-                column.append(_count(values) if column[0] != "training s" else show(Spread.of(values)))
+                column.append(count(values) if column[0] != "training s" else show(Spread.of(values)))
         return [column for column in columns if any(column[1:])]
 
     def _figure_columns(self, before: str, after: str) -> list[list[str]]:
@@ -203,29 +204,6 @@ class Table:
         ]
 
 
-def show(spread: Spread | None) -> str:
-    """Mean ± deviation, to the deviation's second digit or the mean's fifth; four digits of a mean alone."""
-    if spread is None:
-        return ""
-    mean, deviation = spread.mean, spread.deviation
-    if not math.isfinite(mean):
-        return "nan"
-    if deviation is None or deviation == 0:
-        digits = max(0, 3 - math.floor(math.log10(abs(mean)))) if mean else 0
-        return f"{mean:.{min(digits, 4)}f}".replace("-", "−")
-    size = math.floor(math.log10(max(abs(mean), deviation)))
-    digits = max(0, min(1 - math.floor(math.log10(deviation)), 4 - size, 4))
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}".replace("-", "−")
-
-
-def _count(values: Sequence[float]) -> str:
-    """Counts that are equal in all runs, or their range."""
-    if not values:
-        return ""
-    low, high = (f"{value:,.0f}".replace(",", " ") for value in (min(values), max(values)))
-    return low if low == high else f"{low}–{high}"
-
-
 def _costs(method: Method) -> list[list[float]]:
     """Steps, seconds, parameters in all, of the generative part, peak memory: of the runs that state them."""
     training = [record.results["training"] for record in method.records]
@@ -238,12 +216,6 @@ def _costs(method: Method) -> list[list[float]]:
         [record.results.get("peak_memory_mb") for record in method.records],
     ]
     return [[float(value) for value in part if isinstance(value, int | float)] for part in parts]
-
-
-def _numbers(spread: Spread | None) -> tuple[str, str]:
-    if spread is None:
-        return "", ""
-    return repr(spread.mean), "" if spread.deviation is None else repr(spread.deviation)
 
 
 def _phrases(made: dict[str, object]) -> list[str]:
@@ -268,17 +240,3 @@ def _by(records, key) -> dict[str, list[str]]:  # type: ignore[no-untyped-def]
     for record in records:
         found.setdefault(key(record), []).append(record.name)
     return found
-
-
-def _aligned(columns: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right, headings underlined."""
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in range(len(columns[0])):
-        cells = [
-            column[row].ljust(width) if index == 0 else column[row].rjust(width)
-            for index, (column, width) in enumerate(zip(columns, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)

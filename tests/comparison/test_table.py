@@ -17,7 +17,8 @@ from lightning_alws.comparison.chart import draw_chart
 from lightning_alws.comparison.groups import Spread, group
 from lightning_alws.comparison.records import find_runs, read_record
 from lightning_alws.comparison.side_by_side import LARGEST, draw_samples
-from lightning_alws.comparison.table import Table, better, choose_metrics, show
+from lightning_alws.comparison.table import Table, better, choose_metrics
+from lightning_alws.comparison.text import show
 
 VAE = {"model.class_path": "lightning_alws.baselines.VAE"}
 
