@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -234,7 +234,7 @@ def _versions(record: Record) -> str:
     return ", ".join(f"{name} {versions[name]}" for name in ("alws", "torch") if name in versions) or "unknown"
 
 
-def _by(records, key) -> dict[str, list[str]]:  # type: ignore[no-untyped-def]
+def _by(records: Sequence[Record], key: Callable[[Record], str]) -> dict[str, list[str]]:
     """Names of the runs by what a function says of them."""
     found: dict[str, list[str]] = {}
     for record in records:
