@@ -38,7 +38,7 @@ from lightning_alws.networks import MLPDecoder, MLPFeatures  # noqa: E402
 from lightning_alws.regression import KernelRidge, freeze  # noqa: E402
 
 QUICK = "--quick" in sys.argv
-OBSERVATIONS, STEPS, BATCH, LEARNING_RATE = 40, 400 if QUICK else 2000, 300, 3e-3
+OBSERVATIONS, STEPS, BATCH, LEARNING_RATE = 40, 400 if QUICK else 1500, 300, 3e-3
 DRAWS, REGRESSIONS, SAMPLERS = 40, 4, 1 if QUICK else 2
 RIDGE, INNER_RATE = 0.1, 0.1
 COUNTS, INNER_STEPS = (500, 2000), (5, 20)
@@ -193,7 +193,7 @@ def measure(name: str, model: LatentVariableModel) -> None:
         for count in COUNTS:
             show(f"KRR {form.replace('_', '-')}, N = {count}", of_weights(model, x, form, count, ridge))
     for seed in range(SAMPLERS):
-        for particles in (1, 10) if seed == 0 else (1,):
+        for particles in (1, 5) if seed == 0 else (1,):
             torch.manual_seed(seed)
             sampler = Sampler(features(x), tuple(x.shape[1:]), 2, 64).double()
             trained(sampler, lambda s=sampler, m=particles: sampler_error(model, s, BATCH, m))  # type: ignore[misc]

@@ -5,12 +5,16 @@
     wake     Ĵ(x*) = f_{γ_M(θ)}(x*),   ∇_θ Ĵ(x*) = Σ_n ∂f_{γ_M}(x*)/∂y_n ∇_θ y_n(θ)
     update   θ ← Adam(−mean Ĵ(x*)),   γ ← Adam(mean_n (f_γ(x_n) − y_n)²)
 
+(f's constant is solved for, not descended to; targets are in standard units.)
+
 A network's prediction depends on θ only through the targets that it was trained on, so that a gradient in θ is one
 through training: here through the last M steps of it, taken anew in each batch from a γ that Adam keeps close to its
-optimum. The weights ∂f/∂y_n stand where kernel ridge regression has (K + λI)⁻¹k. There, they are those of a regression
-of ∇_θ log p itself; here, the network is fitted to the level of J, and ∇_θ Ĵ is its answer, M steps long, to a small
-change of that level: the response of its tangent kernel, in few directions only and shrunk, however well J is fitted
-(``benchmarks/gradient_error_rivals.py``). The authors' talk names the alternative and gives no settings.
+optimum. The weights ∂f/∂y_n stand where kernel ridge regression has (K + λI)⁻¹k. There, prediction and gradient are one
+regression, of log p and of ∇_θ log p alike. Here they are two: Ĵ is as good as all of training made it, ∇_θ Ĵ is what
+M steps of the network's tangent kernel, fitted to the level of J, make of a small change of that level. With few steps
+it falls short of the gradient's size, most where the tangent kernel is least; with many, it is kernel regression with
+that kernel, unregularised (``benchmarks/gradient_error_rivals.py``). The authors' talk names the alternative and gives
+no settings.
 
 Other forms weighed. Predicting natural parameters and log-normaliser and putting x* in ("plug-in") gets its gradient in
 the same roundabout way, with hundreds of outputs to fit; and it no longer regresses J. Solving for the last layer

@@ -5,11 +5,12 @@
     wake     θ ← Adam( −mean Ĵ_γ(x*) )                                              (ẑ held)
 
 With M = 1 and the prior left out on both sides this is what the authors of amortised learning tried and found wanting
-(kevin-w-li/al-ws, the image notebook's ``ConvEstimator``). The reason
-is in the sleep objective: it asks of ẑ one number, log p_θ(x|ẑ), the same for all ẑ on a surface of constant density,
-while ∇_θ log p_θ(x|ẑ) differs along that surface, and for M = 1 it asks for the posterior mean of that number and no
-spread about it. So γ may be at its optimum with a gradient of θ that is not E[∇_θ log p_θ(z, x)|x]
-(``benchmarks/gradient_error_rivals.py`` measures it). A sampler that draws from p_θ(z|x) would make it exact.
+(kevin-w-li/al-ws, the image notebook's ``ConvEstimator``). The fault is the sleep objective's. Of ẑ it asks one number,
+log p_θ(x|ẑ), which is the same all over a surface, while ∇_θ log p_θ(x|ẑ) differs along it; and a spread of it over
+draws only adds to the error, so that ε ends up unused. So γ may be at its optimum with a gradient of
+θ that is not E[∇_θ log p_θ(z, x)|x] (``benchmarks/gradient_error_rivals.py`` measures it; draws from p_θ(z|x) in place
+of S would make it exact). Nor does anything tie ẑ of a real image to the prior: the model can learn images in a region
+that the prior never visits, where sleep samples do not reach and J goes on rising.
 
 Unlike the published network, ours has no BatchNorm, so that sleep and wake batches pass the same function.
 """
