@@ -20,8 +20,10 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 def less(text: str, data: str | None) -> list[str]:
     """Options that make a config small; what it names must still be accepted."""
     options = ["--data", data] if data is not None else []
-    if "sleep_samples" in text:
+    if "learning:" in text:
         options += ["--model.learning.sleep_samples", "30", "--model.learning.held_out", "20"]
+    elif "sleep_samples" in text:
+        options += ["--model.sleep_samples", "30"]
     if "DCGANDecoder" in text:
         options += ["--model.decoder.ngf", "4"]
     if data == "MNIST" or (data is None and "MNIST" in text.split("\ndata:")[1]):

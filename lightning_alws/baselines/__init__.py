@@ -1,5 +1,7 @@
 """Competing methods, one file each, around the same generative parts."""
 
+from lightning_alws.baselines.al_nn import NetworkLearning
+from lightning_alws.baselines.al_p import ParticleLearning
 from lightning_alws.baselines.iwae import IWAE
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
@@ -9,6 +11,8 @@ __all__ = [
     "IWAE",
     "ImageVAE",
     "LogisticNormalVAE",
+    "NetworkLearning",
     "NeuralProcessELBO",
+    "ParticleLearning",
     "VariationalAutoencoder",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_alws.baselines import IWAE, ImageVAE
+from lightning_alws.baselines import IWAE, ImageVAE, NetworkLearning, ParticleLearning
 from lightning_alws.baselines.image import ImageMethod
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import MLPDecoder, MLPFeatures
@@ -27,6 +27,8 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "vae": functools.partial(ImageVAE, encoder=ENCODER, **SMALL),
     "vae, laplace": functools.partial(ImageVAE, encoder=ENCODER, posterior="laplace", **SMALL),
     "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
+    "al_p": functools.partial(ParticleLearning, encoder=ENCODER, sleep_samples=20, particles=2, hidden=8, **SMALL),
+    "al_nn": functools.partial(NetworkLearning, encoder=ENCODER, sleep_samples=20, inner_steps=2, **SMALL),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 
