@@ -36,7 +36,8 @@ import lightning_alws.standard_kernel
 import lightning_alws.trace_features  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
-from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint
+from callbacks.signals import Interrupted
+from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint, last_whole
 from lightning_alws.errors import UserError, condense
 from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
@@ -126,8 +127,10 @@ class AlwsCLI(LightningCLI):
                 f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first."
             )
         path = Path(config.ckpt_path)
-        if str(config.ckpt_path) in ("last", "best"):
-            path = folder / CHECKPOINTS / f"{config.ckpt_path}.ckpt"
+        if str(config.ckpt_path) == "last":
+            path = last_whole(folder / CHECKPOINTS)
+        elif str(config.ckpt_path) == "best":
+            path = folder / CHECKPOINTS / "best.ckpt"
         if not path.is_file():
             raise UserError(
                 f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name."
@@ -258,6 +261,9 @@ def main(args: list[str] | None = None) -> int:
             parser_kwargs={"prog": "alws", "description": f"Amortised learning by wake-sleep. {list_configs()}"},
             args=args,
         )
+    except Interrupted as signal:
+        print(f"alws: {signal}", file=sys.stderr)
+        return 128 + signal.number
     except Exception as error:
         cause = user_error_within(error)
         if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
