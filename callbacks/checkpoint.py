@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from callbacks.signals import Interrupted, SignalWatch
+from lightning_alws.checkpoints import remove_remnants
 from lightning_alws.errors import UserError
 
 FOLDER = "checkpoints"
@@ -43,8 +44,10 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to watch for signals."""
+        """Begin to watch for signals; clear away what a killed process left half-written."""
         super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            remove_remnants(Path(str(self.dirpath)))
         self._signals.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:

@@ -104,6 +104,13 @@ def keep(path: Path, previous: Path) -> None:
     os.replace(link, previous)
 
 
+def remove_remnants(folder: Path) -> None:
+    """Delete what a killed process has left half-written; only the one process that writes there may call this."""
+    for name in (*PREVIOUS, *PREVIOUS.values(), "best.ckpt", CHECKSUMS):
+        for file in folder.glob(f".{name}-*"):
+            file.unlink(missing_ok=True)
+
+
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is as it was written; one whose checksum nobody noted must at least be readable."""
     if not path.is_file():

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_alws.checkpoints import AtomicCheckpointIO, checksum, compare_with_checkpoint, is_whole, last_whole
+from lightning_alws.checkpoints import (
+    AtomicCheckpointIO,
+    checksum,
+    compare_with_checkpoint,
+    is_whole,
+    last_whole,
+    remove_remnants,
+)
 from lightning_alws.errors import UserError
 
 
@@ -165,4 +172,18 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch) -> None
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
         write(tmp_path, 2.0)
     assert value(last) == 1.0
+    assert is_whole(last)
+
+
+def test_remnants_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:
+    last = write(tmp_path, 1.0, 2.0)
+    for name in (".last.ckpt-a1b2", ".best.ckpt-x", ".checksums.json-c", ".previous.ckpt-link", ".mine-1"):
+        (tmp_path / name).write_bytes(b"half")
+    remove_remnants(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".mine-1",
+        "checksums.json",
+        "last.ckpt",
+        "previous.ckpt",
+    ]
     assert is_whole(last)

@@ -20,8 +20,9 @@ LESS = ["--model.decoder.hidden", "[8]", "--log_likelihood.num_samples", "500", 
         "--trainer.enable_model_summary", "false", "--trainer.val_check_interval", "5"]  # fmt: skip
 DIGITS = ["--data", "Digits", "--model.decoder", "MLPDecoder", "--model.latent_dim", "2"]
 FEW = ["--model.learning.sleep_samples", "40", "--model.learning.held_out", "20"]
+AL_C = ["--config", str(CONFIGS / "quickstart.yaml"), *FEW]
 METHODS = {
-    "AL-C": ["--config", str(CONFIGS / "quickstart.yaml"), *FEW],
+    "AL-C": AL_C,
     "AL-A": ["--config", str(CONFIGS / "images" / "al_a.yaml"), *DIGITS, *FEW],
     "AL-F": ["--config", str(CONFIGS / "images" / "al_f.yaml"), *DIGITS, *FEW],
     "VAE": ["--config", str(CONFIGS / "images" / "vae.yaml"), *DIGITS, "--model.averaging", "0.9"],
