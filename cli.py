@@ -105,10 +105,16 @@ class AlwsCLI(LightningCLI):
         nothing; and where ``last`` finds no file, training starts afresh.
         """
         config = self.config[self.config.subcommand]
+        seed = config.seed_everything
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}.")
         for attribute in FROM_DATA:
             if config.model.init_args.get(attribute) is not None:
                 raise UserError(f"model.{attribute} is given, but it comes from the data module; leave it out.")
         config.name = config.name or self._default_name(config)
+        clip = config.trainer.gradient_clip_val
+        if clip is not None and clip < 0:
+            raise UserError(f"trainer.gradient_clip_val is {clip}; give a positive number, or null for no clipping.")
         if ".." in Path(config.name).parts or Path(config.name).is_absolute():
             raise UserError(f"name is {config.name}, which leads out of the folder of runs; set --runs instead.")
         folder = Path(config.runs) / config.name
@@ -164,7 +170,7 @@ class AlwsCLI(LightningCLI):
             kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), callbacks.ProgressBar()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise UserError(f"the trainer refuses its settings: {condense(str(error))}") from error
 
     def before_predict(self) -> None:

@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_alws.contract import check_data, check_model
-from lightning_alws.errors import UserError
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.likelihoods import TensorMap
 from lightning_alws.module import LatentVariableModule, parameter_sum
@@ -85,6 +85,7 @@ class Learning:
             )
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
+        check_at_least("model.learning", max_skipped=(self.max_skipped, 0))
         for name in ("learning_rate", "final_learning_rate", "kernel_learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
