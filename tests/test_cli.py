@@ -52,6 +52,7 @@ def test_run_folder_holds_everything(run: Path) -> None:
     assert sorted(file.name for file in (run / "samples").iterdir()) == [
         "step_000005.png",
         "step_000010.png",
+        "test.npz",
         "test.png",
     ]
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
