@@ -38,7 +38,8 @@ import lightning_alws.standard_kernel
 import lightning_alws.trace_features  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
-from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint
+from callbacks.signals import Interrupted
+from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint, last_whole
 from lightning_alws.comparison.command import compare
 from lightning_alws.errors import UserError, condense
 from lightning_alws.files import atomic_write
@@ -108,10 +109,16 @@ class AlwsCLI(LightningCLI):
         nothing; and where ``last`` finds no file, training starts afresh.
         """
         config = self.config[self.config.subcommand]
+        seed = config.seed_everything
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}.")
         for attribute in FROM_DATA:
             if config.model.init_args.get(attribute) is not None:
                 raise UserError(f"model.{attribute} is given, but it comes from the data module; leave it out.")
         config.name = config.name or self._default_name(config)
+        clip = config.trainer.gradient_clip_val
+        if clip is not None and clip < 0:
+            raise UserError(f"trainer.gradient_clip_val is {clip}; give a positive number, or null for no clipping.")
         if ".." in Path(config.name).parts or Path(config.name).is_absolute():
             raise UserError(f"name is {config.name}, which leads out of the folder of runs; set --runs instead.")
         folder = Path(config.runs) / config.name
@@ -130,8 +137,10 @@ class AlwsCLI(LightningCLI):
                 f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first."
             )
         path = Path(config.ckpt_path)
-        if str(config.ckpt_path) in ("last", "best"):
-            path = folder / CHECKPOINTS / f"{config.ckpt_path}.ckpt"
+        if str(config.ckpt_path) == "last":
+            path = last_whole(folder / CHECKPOINTS)
+        elif str(config.ckpt_path) == "best":
+            path = folder / CHECKPOINTS / "best.ckpt"
         if not path.is_file():
             raise UserError(
                 f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name."
@@ -165,7 +174,7 @@ class AlwsCLI(LightningCLI):
             kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), callbacks.ProgressBar()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise UserError(f"the trainer refuses its settings: {condense(str(error))}") from error
 
     def before_predict(self) -> None:
@@ -286,6 +295,9 @@ def main(args: list[str] | None = None) -> int:
         if args[:1] == ["compare"]:
             return compare(args[1:], resolve)
         run_lightning(args)
+    except Interrupted as signal:
+        print(f"alws: {signal}", file=sys.stderr)
+        return 128 + signal.number
     except Exception as error:
         cause = user_error_within(error)
         if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):

@@ -1,13 +1,16 @@
-"""Checkpoints of a run: ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` in the run folder."""
+"""Checkpoints of a run: ``last.ckpt``, the one before it, and ``best.ckpt``, in ``checkpoints/`` in the run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from callbacks.signals import Interrupted, SignalWatch
+from lightning_alws.checkpoints import remove_remnants
 from lightning_alws.errors import UserError
 
 FOLDER = "checkpoints"
@@ -15,6 +18,9 @@ FOLDER = "checkpoints"
 
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the last checkpoint and the best one by a monitored figure; saved whenever the validation has run.
+
+    On Ctrl-C, SIGTERM and SIGUSR1 the batch is finished, and the validation if one is due, the last checkpoint saved,
+    and :class:`~callbacks.signals.Interrupted` raised, on all ranks after the same batch.
 
     Args:
         monitor: a logged figure, such as ``val/fid_samples`` or ``val/log_likelihood``; "auto" is the former for images
@@ -27,6 +33,8 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(
             filename="best", monitor=monitor, mode=mode, save_last=True, save_top_k=1, enable_version_counter=False
         )
+        self._signals = SignalWatch()
+        self._ending = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Place the files in the run folder."""
@@ -34,6 +42,26 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = "val/fid_samples" if hasattr(trainer.datamodule, "images") else None  # type: ignore[attr-defined]
         self.dirpath = str((Path(trainer.default_root_dir) / FOLDER).resolve())
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to watch for signals; clear away what a killed process left half-written."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            remove_remnants(Path(str(self.dirpath)))
+        self._signals.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Save and end if a signal asks for it; a validation that is due comes first: a resumed run would miss it."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        self._ending = self._signal_on_any_rank(trainer)
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        if self._ending and not (fetcher is not None and loop._should_check_val_fx(fetcher)):
+            self._end(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        super().on_exception(trainer, pl_module, exception)
+        self._signals.stop()
 
     # Lightning saves the last checkpoint only where the best one was replaced: a run that is killed after hours
     # without a new best would lose them.
@@ -56,12 +84,26 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._save_last(trainer)
+        if self._ending:
+            self._end(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where training ended, be it between two validations; Lightning does so only if it never saved before."""
+        self._signals.stop()
         self._save_last(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         """Save ``last.ckpt`` unless this step is saved already."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _signal_on_any_rank(self, trainer: pl.Trainer) -> int:
+        """The signal any rank has received, 0 for none: ranks that end after different batches wait for each other."""
+        if trainer.world_size == 1:
+            return self._signals.received
+        received = torch.tensor(self._signals.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))  # type: ignore[arg-type]
+
+    def _end(self, trainer: pl.Trainer) -> None:
+        self._save_last(trainer)
+        raise Interrupted(self._ending, trainer.global_step)

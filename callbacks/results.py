@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback
 
+from callbacks.signals import Interrupted
 from lightning_alws.files import write_json
 from lightning_alws.noise import global_seed
 
@@ -73,7 +74,7 @@ class ResultsFile(Callback):
         """A run that failed says so; commands that write nothing here when they succeed write no failure either."""
         if trainer.state.fn in ("validate", "predict"):
             return
-        status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
+        status = "interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "failed"
         first_line = next(iter(str(exception).splitlines()), "")
         with contextlib.suppress(OSError):  # a full disk: the exception at hand says more
             self._write(trainer, pl_module, status, error=f"{type(exception).__name__}: {first_line}")

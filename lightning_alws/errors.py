@@ -45,5 +45,10 @@ def condense(message: str) -> str:
     message = re.sub(
         r"Unexpected config:\s*$", "a config holds no settings; write some, or give one of configs/ instead", message
     )
+    message = re.sub(
+        r"(?s)Unexpected config:\s*(\S.*)$",
+        r"a config must hold settings by name, as those in configs/ do, but is: \1",
+        message,
+    )
     text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
     return text if len(text) <= 600 else text[:600] + " …"

@@ -45,7 +45,8 @@ def median_of_pairs(squared: Tensor) -> Tensor:
     above = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
     distances = squared[above[0], above[1]].sqrt()
     # The mean of the two middle values, as numpy's median in the published code; torch's is the lower one.
-    return distances.double().quantile(0.5).to(squared.dtype).clamp_min(torch.finfo(squared.dtype).tiny)
+    median = distances.double().quantile(0.5).to(squared.dtype)
+    return median.clamp_min(torch.finfo(squared.dtype).tiny ** 0.5)  # the kernel squares it
 
 
 def median_distance(features: Tensor) -> Tensor:

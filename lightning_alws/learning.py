@@ -16,16 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_alws.contract import check_data, check_model
-from lightning_alws.errors import UserError
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.likelihoods import TensorMap
-from lightning_alws.module import LatentVariableModule, parameter_sum
+from lightning_alws.module import LatentVariableModule
 from lightning_alws.objectives import KernelObjective
 from lightning_alws.penalties import Penalty
 from lightning_alws.posterior import AmortisedPosterior
@@ -55,7 +54,8 @@ class Learning:
         penalties: log priors on the model's parameters, −log p(θ) each; added to the loss divided by the number of
             training data, of which the data module's ``sizes["train"]`` tells.
         averaging: decay of the averaged weights used for evaluation; 0 for none.
-        max_skipped: consecutive steps that may be skipped, because the regression failed, before the run stops.
+        max_skipped: consecutive steps that may be skipped, because the regression failed or the gradient is not finite,
+            before the run stops; with 0 it stops at the first.
     """
 
     sleep_samples: int = 2000
@@ -85,6 +85,7 @@ class Learning:
             )
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
+        check_at_least("model.learning", max_skipped=(self.max_skipped, 0))
         for name in ("learning_rate", "final_learning_rate", "kernel_learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -101,11 +102,9 @@ def skips_on_failure(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(step)
     def wrapped(self: AmortisedLearning, *args: Any, **kwargs: Any) -> Tensor:
         try:
-            loss = step(self, *args, **kwargs)
+            return step(self, *args, **kwargs)
         except SkipStep as skip:
             return self.skip(str(skip))
-        self.gradients_are_real = True
-        return loss
 
     return wrapped
 
@@ -124,6 +123,8 @@ class AmortisedLearning(LatentVariableModule):
         UserError: a setting makes no sense.
     """
 
+    advice = "raise model.learning.regression.ridge, or lower model.learning.learning_rate"
+
     def __init__(self, generative: GenerativeModel, learning: Learning) -> None:
         super().__init__(generative, learning.averaging)
         learning.check()
@@ -138,9 +139,7 @@ class AmortisedLearning(LatentVariableModule):
             freeze(self.regression)
         if type(self) is AmortisedLearning:  # a subclass saves its own
             self.save_hyperparameters()
-        self.skipped_total = 0
-        self.skipped_in_a_row = 0
-        self.gradients_are_real = False
+        self.max_skipped = learning.max_skipped
         self._unchecked = True
 
     @skips_on_failure
@@ -244,55 +243,6 @@ class AmortisedLearning(LatentVariableModule):
     def predict_step(self, batch: Any, batch_idx: int) -> AmortisedPosterior:
         """The amortised posterior of a batch of observations."""
         return self.amortised_posterior(self.observe(batch), batch_idx)
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; no rank may raise or skip alone, or the others wait for it for ever."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return flag
-        return bool(self.trainer.strategy.reduce(torch.tensor(float(flag), device=self.device), reduce_op="sum"))
-
-    def skip(self, reason: str) -> Tensor:
-        """Count a skipped step and give the loss that moves nothing.
-
-        Raises:
-            UserError: too many steps in a row were skipped.
-        """
-        self.skipped_total += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > self.learning.max_skipped:
-            raise UserError(
-                f"{self.skipped_in_a_row} steps in a row were skipped (the last because {reason}); raise "
-                "model.learning.regression.ridge, or lower model.learning.learning_rate."
-            )
-        pl.utilities.rank_zero_warn(f"step {self.global_step} skipped: {reason}.")
-        return parameter_sum(self)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """After skipped batches only, or with a gradient that is not finite, drop it: a zero would still move Adam.
-
-        This runs after the ranks' gradients were averaged, NaN and all, so that every rank decides alike.
-        """
-        if self.gradients_are_real and not self.gradient_is_finite():
-            self.skip("the gradient holds a NaN or an infinity")
-            self.gradients_are_real = False
-        if not self.gradients_are_real:
-            optimizer.zero_grad(set_to_none=True)
-        else:
-            self.skipped_in_a_row = 0
-        self.gradients_are_real = False
-
-    def gradient_is_finite(self) -> bool:
-        """Whether every gradient is; one host read."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        return bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["skipped_total"] = self.skipped_total
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the count of skipped steps."""
-        self.skipped_total = checkpoint.get("skipped_total", 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, one group for the model and one for kernel and ridge where they are trained.

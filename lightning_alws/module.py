@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_alws.errors import UserError, condense
 from lightning_alws.generative import GenerativeModel
+from lightning_alws.guard import GuardedModule
 from lightning_alws.noise import global_seed, seeded
 from lightning_alws.penalties import Penalty
 
@@ -27,7 +27,7 @@ def is_primitive(value: Any) -> bool:
     return isinstance(value, PRIMITIVES)
 
 
-class LatentVariableModule(pl.LightningModule):
+class LatentVariableModule(GuardedModule):
     """A latent-variable model in training; the learning method is the subclass's.
 
     Args:
@@ -126,11 +126,7 @@ class LatentVariableModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a checkpoint loadable as data: hyperparameters that are objects, as given from Python, stay out."""
+        super().on_save_checkpoint(checkpoint)
         if not is_primitive(dict(checkpoint.get("hyper_parameters", {}))):
             checkpoint.pop("hyper_parameters")
             checkpoint.pop("hparams_name", None)
-
-
-def parameter_sum(module: torch.nn.Module) -> Tensor:
-    """0·Σθ over the trained parameters: a loss that reaches every parameter and moves none."""
-    return sum((parameter.sum() * 0 for parameter in module.parameters() if parameter.requires_grad), torch.zeros(()))

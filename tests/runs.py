@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,20 @@ def forked(folder: Path, callbacks: list[pl.Callback], monkeypatch: pytest.Monke
 def named(module: torch.nn.Module) -> dict[str, Tensor]:
     """Copies of the trained parameters by name."""
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+class SendSignal(pl.Callback):
+    """Sends this process a signal at the end of a batch, as a user or a system would; in a process of that rank only.
+
+    Args:
+        number: of the signal.
+        step: after which optimiser step.
+        rank: of the process.
+    """
+
+    def __init__(self, number: int, step: int, rank: int = 0) -> None:
+        self.number, self.step, self.rank = number, step, rank
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)

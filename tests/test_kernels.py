@@ -227,3 +227,13 @@ def test_polynomial_scale_is_the_median_squared_norm() -> None:
 def test_mistakes_are_named(make: Callable[[], Kernel], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_the_median_kernel_of_equal_samples_is_a_number() -> None:
+    """A model that has come to make one image only: equal samples are alike, all else is not."""
+    kernel = MedianKernel((3,))
+    features = torch.ones(10, 3)
+    kernel.observe(features)
+    torch.testing.assert_close(kernel.gram(features), torch.ones(10, 10))
+    cross = kernel.cross(features, torch.cat([features[:1], features[:1] + 1]))
+    torch.testing.assert_close(cross, torch.tensor([1.0, 0.0]).expand(10, 2))

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import Sleep
+from lightning_alws.guard import parameter_sum
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Likelihood
 from lightning_alws.models import ImageModel
-from lightning_alws.module import LatentVariableModule, parameter_sum
+from lightning_alws.module import LatentVariableModule
 from lightning_alws.noise import generator, mix_seed
 from lightning_alws.regression import FittedRidge
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -80,3 +83,65 @@ def test_mistakes_are_named(name: str) -> None:
         METHODS[name](learning_rate=-1)
     with pytest.raises(UserError, match="image_shape"):
         METHODS[name](image_shape=None)
+
+
+class Plant(pl.Callback):
+    """Lets one weight's gradient be a NaN or an infinity in one batch, or the whole batch be NaN; on one rank."""
+
+    def __init__(self, what: str, rank: int = 0, batch: int = 1) -> None:
+        self.what, self.rank, self.batch = what, rank, batch
+        self.parameters: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: torch.Tensor, batch_idx: int) -> None:
+        self.parameters.append(named(pl_module))
+        if batch_idx == self.batch and self.what == "batch" and trainer.global_rank == self.rank:
+            batch.fill_(float("nan"))
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # The hook comes after DDP's averaging: what is planted here must be planted on every rank.
+        if trainer.fit_loop.epoch_loop.batch_idx == self.batch and self.what != "batch":
+            next(pl_module.generative.decoder.parameters()).grad[0, 0] = float(self.what)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.parameters.append(named(pl_module))
+        seen = {"parameters": self.parameters, "skipped": pl_module.skipped_total}
+        torch.save(seen, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("batch", "step 1 skipped: the loss is nan"),
+        ("nan", "step 1 skipped: the gradient of generative.decoder.net.0.0.weight holds a NaN"),
+        ("inf", "step 1 skipped: the gradient of generative.decoder.net.0.0.weight holds an infinity"),
+    ],
+)
+def test_a_step_that_is_no_number_is_skipped_named_and_counted(tmp_path, what: str, said: str) -> None:
+    module = METHODS["vae"](image_shape=(1, 8, 8))
+    plant = Plant(what)
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        trainer(tmp_path, [plant], max_steps=4).fit(module, datamodule=Images())
+    moved = [
+        not all(torch.equal(before[key], after[key]) for key in before)
+        for before, after in itertools.pairwise(plant.parameters)
+    ]
+    assert moved == [True, False, True, True]
+    assert module.skipped_total == 1
+
+
+@pytest.mark.filterwarnings("ignore:step .* skipped")
+def test_a_nan_on_one_of_two_processes_is_skipped_by_both(tmp_path, monkeypatch) -> None:
+    module = METHODS["vae"](image_shape=(1, 8, 8))
+    forked(tmp_path, [Plant("batch", rank=1)], monkeypatch, max_steps=2).fit(module, datamodule=Images())
+    for seen in (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)):
+        assert seen["skipped"] == 1
+        before, after = seen["parameters"][1:3]
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.filterwarnings("ignore:step .* skipped")
+def test_a_run_that_learns_nothing_stops_with_advice(tmp_path) -> None:
+    module = METHODS["vae"](image_shape=(1, 8, 8))
+    images = Images(splits={split: torch.full((16, 1, 8, 8), float("nan")) for split in ("train", "val", "test")})
+    with pytest.raises(UserError, match=r"21 steps in a row were skipped .*the loss is nan.*lower model.learning_rate"):
+        trainer(tmp_path, max_steps=40, limit_val_batches=0).fit(module, datamodule=images)
