@@ -67,7 +67,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         check_at_least(
-            "annealing",
+            "log_likelihood.annealing",
             chains=(self.chains, 1),
             temperatures=(self.temperatures, 1),
             leapfrog_steps=(self.leapfrog_steps, 1),
