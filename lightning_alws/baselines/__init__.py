@@ -1,10 +1,13 @@
 """Competing methods, one file each, around the same generative parts."""
 
+from lightning_alws.baselines.iwae import IWAE
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
-from lightning_alws.baselines.vae import VariationalAutoencoder
+from lightning_alws.baselines.vae import ImageVAE, VariationalAutoencoder
 
 __all__ = [
+    "IWAE",
+    "ImageVAE",
     "LogisticNormalVAE",
     "NeuralProcessELBO",
     "VariationalAutoencoder",

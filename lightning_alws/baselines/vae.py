@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_alws.baselines.image import EncoderBuilder, ImageEncoderMethod
+from lightning_alws.baselines.lower_bound import LowerBoundMethod, log_joint
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import LatentVariableModel
 from lightning_alws.likelihoods import LOG_2_PI
-from lightning_alws.module import LatentVariableModule
-from lightning_alws.networks import mlp
+from lightning_alws.networks import ConvFeatures, mlp
 from lightning_alws.priors import LaplacePrior, Prior, StandardNormal
 
 
@@ -29,8 +30,8 @@ class Posterior(ABC):
     """q(z|x) for B observations, independent over entries of z.
 
     Args:
-        location: (B, latent_dim).
-        log_scale: (B, latent_dim).
+        location: (B, latent_dim), or (S, B, latent_dim) for S draws of each.
+        log_scale: of the same shape.
     """
 
     def __init__(self, location: Tensor, log_scale: Tensor) -> None:
@@ -107,11 +108,44 @@ class Encoder(nn.Module):
         self.net = nn.Sequential(nn.Flatten(), mlp([math.prod(event_shape), *hidden, 2 * latent_dim]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        location, log_scale = self.net(x).chunk(2, dim=-1)
-        return location, log_scale.clamp(LEAST_LOG_SCALE, LARGEST_LOG_SCALE)
+        return location_and_log_scale(self.net(x))
 
 
-class VariationalAutoencoder(LatentVariableModule):
+def location_and_log_scale(output: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of an encoder's output (B, 2 latent_dim), the second held where its exponential is a number."""
+    location, log_scale = output.chunk(2, dim=-1)
+    return location, log_scale.clamp(LEAST_LOG_SCALE, LARGEST_LOG_SCALE)
+
+
+def posterior_family(name: str) -> type[Posterior]:
+    """The class of a posterior by its name; a UserError for an unknown one."""
+    if name not in POSTERIORS:
+        raise UserError(f"model.posterior is {name!r}; choose one of {', '.join(POSTERIORS)}.")
+    return POSTERIORS[name]
+
+
+def elbo(q: Posterior, model: LatentVariableModel, x: Tensor) -> Tensor:
+    """One-draw estimate of the lower bound for observations x (B, *event), shape (B,), in nats.
+
+    The divergence is exact for a Gaussian posterior and ``StandardNormal`` prior, and for Laplace and ``LaplacePrior``,
+    where the model holds it as ``prior``; estimated with the same draw otherwise.
+    """
+    z = q.sample()
+    divergence = q.divergence(getattr(model, "prior", None))
+    if divergence is None:
+        divergence = q.log_prob(z) - model.log_prior(z)
+    return model.likelihood(z).log_prob(x) - divergence
+
+
+def log_weights(q: Posterior, samples: int, model: LatentVariableModel, x: Tensor) -> Tensor:
+    """log p_θ(z_sb, x_b) − log q(z_sb|x_b) for ``samples`` draws from each q(z|x_b), shape (samples, B)."""
+    shape = (samples, *q.location.shape)
+    repeated = type(q)(q.location.expand(shape), q.log_scale.expand(shape))
+    z = repeated.sample()
+    return log_joint(model, z, x) - repeated.log_prob(z)
+
+
+class VariationalAutoencoder(LowerBoundMethod):
     """Trains a latent-variable model and a factorised posterior by the evidence lower bound (ELBO).
 
     Latents must be vectors of real numbers, z (N, latent_dim), drawn independently of any learnt parameter: the
@@ -143,8 +177,7 @@ class VariationalAutoencoder(LatentVariableModule):
                 "the data module has no attribute 'event_shape', the shape of one observation, which the encoder takes "
                 "from it; define it in yours."
             )
-        if posterior not in POSTERIORS:
-            raise UserError(f"model.posterior is {posterior!r}; choose one of {', '.join(POSTERIORS)}.")
+        family = posterior_family(posterior)
         if not learning_rate > 0:
             raise UserError(f"model.learning_rate is {learning_rate}; give a positive number, such as 0.001.")
         for width in hidden:
@@ -158,7 +191,7 @@ class VariationalAutoencoder(LatentVariableModule):
                 f"{type(model).__name__} has latents of shape {tuple(z.shape[1:])} and type {z.dtype}; a variational "
                 "autoencoder with this posterior takes vectors of real numbers only: use amortised learning."
             )
-        self.posterior_family = POSTERIORS[posterior]
+        self.posterior_family = family
         self.encoder = Encoder(tuple(event_shape), z.shape[1], hidden).to(z.dtype)
         self.learning_rate = learning_rate
 
@@ -166,41 +199,13 @@ class VariationalAutoencoder(LatentVariableModule):
         """q(z|x) for observations x (B, *event)."""
         return self.posterior_family(*self.encoder(x))
 
-    def elbo(self, x: Tensor, model: LatentVariableModel | None = None) -> Tensor:
-        """One-draw estimate of the lower bound for observations x (B, *event), shape (B,), in nats.
+    def bound(self, x: Tensor, model: LatentVariableModel) -> Tensor:
+        """One-draw estimate of the ELBO for observations x (B, *event), shape (B,), in nats."""
+        return elbo(self.posterior(x), model, x)
 
-        The divergence is exact for a Gaussian posterior and ``StandardNormal`` prior, and for Laplace and
-        ``LaplacePrior``, where the model holds it as ``prior``; estimated with the same draw otherwise.
-
-        Args:
-            model: the generative model, by default the one in training.
-        """
-        model = model or self.generative  # type: ignore[assignment]
-        q = self.posterior(x)
-        z = q.sample()
-        divergence = q.divergence(getattr(model, "prior", None))
-        if divergence is None:
-            divergence = q.log_prob(z) - model.log_prior(z)  # type: ignore[union-attr]
-        return model.likelihood(z).log_prob(x) - divergence  # type: ignore[union-attr]
-
-    def training_step(self, x: Tensor, batch_idx: int) -> Tensor:
-        """−mean ELBO of a batch."""
-        with self.noise("posterior"):
-            elbo = self.elbo(x).mean()
-        self.log("train/elbo", elbo.detach(), prog_bar=True)
-        return -elbo
-
-    def validation_step(self, x: Tensor, batch_idx: int) -> None:
-        """Log ``val/elbo``, of the evaluated model."""
-        with self.noise("validation", batch_idx):
-            elbo = self.elbo(x, self.evaluation_model).mean()  # type: ignore[arg-type]
-        self.log("val/elbo", elbo, sync_dist=True, batch_size=len(x))
-
-    def test_step(self, x: Tensor, batch_idx: int) -> None:
-        """Log ``test/elbo``, of the evaluated model."""
-        with self.noise("test", batch_idx):
-            elbo = self.elbo(x, self.evaluation_model).mean()  # type: ignore[arg-type]
-        self.log("test/elbo", elbo, sync_dist=True, batch_size=len(x))
+    def log_weights(self, x: Tensor, samples: int, model: LatentVariableModel) -> Tensor:
+        """log p_θ(z_sb, x_b) − log q(z_sb|x_b), z_sb ~ q, for observations x (B, *event), shape (samples, B)."""
+        return log_weights(self.posterior(x), samples, model, x)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, one group for the model and one for the encoder."""
@@ -209,3 +214,38 @@ class VariationalAutoencoder(LatentVariableModule):
             {"params": [*self.encoder.parameters()], "name": "encoder"},
         ]
         return torch.optim.Adam(groups, lr=self.learning_rate)
+
+
+class ImageVAE(ImageEncoderMethod):
+    """The variational autoencoder on images: the decoder of amortised learning and a convolutional encoder.
+
+    Args:
+        encoder: builds the network from images to a vector of features, of which q's location and log scale are linear.
+        posterior: family of q(z|x).
+        settings: those of :class:`~lightning_alws.baselines.image.ImageMethod`.
+
+    Raises:
+        UserError: a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderBuilder = ConvFeatures,
+        posterior: Literal["gaussian", "laplace"] = "gaussian",
+        **settings: Any,
+    ) -> None:
+        super().__init__(encoder, **settings)
+        self.posterior_family = posterior_family(posterior)
+        self.heads = nn.Linear(self.feature_width, 2 * self.latent_dim)
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """q(z|x) for images x (B, C, H, W)."""
+        return self.posterior_family(*location_and_log_scale(self.heads(self.features(x))))
+
+    def bound(self, x: Tensor, model: LatentVariableModel) -> Tensor:
+        """One-draw estimate of the ELBO for images x (B, C, H, W), shape (B,), in nats."""
+        return elbo(self.posterior(x), model, x)
+
+    def log_weights(self, x: Tensor, samples: int, model: LatentVariableModel) -> Tensor:
+        """log p_θ(z_sb, x_b) − log q(z_sb|x_b), z_sb ~ q, for images x (B, C, H, W), shape (samples, B)."""
+        return log_weights(self.posterior(x), samples, model, x)

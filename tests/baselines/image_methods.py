@@ -1,0 +1,54 @@
+"""Every competing method on images, small: a new one is added here and inherits the tests of all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_alws.baselines import IWAE, ImageVAE
+from lightning_alws.baselines.image import ImageMethod
+from lightning_alws.models.image import ImageGenerator
+from lightning_alws.networks import MLPDecoder, MLPFeatures
+
+SHAPE = (1, 2, 3)  # six pixels: few enough for every image to be enumerated
+ENCODER = functools.partial(MLPFeatures, hidden=[], width=8)
+SMALL: dict[str, Any] = {
+    "latent_dim": 2,
+    "decoder": functools.partial(MLPDecoder, hidden=[6]),
+    "image_shape": SHAPE,
+    "likelihood": "bernoulli",
+}
+
+METHODS: dict[str, Callable[..., ImageMethod]] = {
+    "vae": functools.partial(ImageVAE, encoder=ENCODER, **SMALL),
+    "vae, laplace": functools.partial(ImageVAE, encoder=ENCODER, posterior="laplace", **SMALL),
+    "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
+}
+WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
+
+
+def built(name: str, **settings: Any) -> ImageMethod:
+    """A method in float64, of its own seed, that logs nothing."""
+    torch.manual_seed(0)
+    module = METHODS[name](**settings).double()
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]
+    return module
+
+
+def images(count: int) -> Tensor:
+    """Random binary images (count, 1, 2, 3), float64."""
+    return torch.rand(count, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).round()
+
+
+def log_marginal(model: ImageGenerator, x: Tensor, points: int = 121, limit: float = 7.0) -> Tensor:
+    """log p_θ(x_b) of a model with two standard normal latents, by the trapezium rule, shape (B,)."""
+    line = torch.linspace(-limit, limit, points, dtype=torch.float64)
+    z = torch.cartesian_prod(line, line)
+    log_volume = 2 * float((line[1] - line[0]).log())
+    likelihood = model.likelihood(z)
+    log_prob = torch.stack([likelihood.log_prob(one.expand(len(z), *one.shape)) for one in x])
+    return (log_prob + model.log_prior(z)).logsumexp(1) + log_volume
