@@ -137,7 +137,7 @@ def _parameters(pl_module: pl.LightningModule) -> dict[str, int]:
 
     generative = getattr(pl_module, "generative", None)
     own = {"generative": count(generative)} if isinstance(generative, torch.nn.Module) else {}
-    return {"trained": count(pl_module), **own}
+    return {"total": count(pl_module), **own}
 
 
 def _memory(device: torch.device) -> tuple[float, str]:

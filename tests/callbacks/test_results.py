@@ -271,7 +271,7 @@ def test_parameters_that_are_trained_are_counted(tmp_path: Path, averaging: floa
     generative = 2 * 6 + 6 * 64 + 64
     kernel = sum(p.numel() for p in model.regression.parameters() if p.requires_grad)
     assert kernel > 64 * 3
-    assert read(tmp_path)["parameters"] == {"trained": generative + kernel, "generative": generative}
+    assert read(tmp_path)["parameters"] == {"total": generative + kernel, "generative": generative}
 
 
 def test_peak_memory_is_that_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
