@@ -84,14 +84,14 @@ def test_annealing_where_they_do_not(tmp_path: Path) -> None:
     exact = float(module.generative.exact(data.images("test")).mean())  # type: ignore[operator]
     wrong = run_test(tmp_path, module, data, LogLikelihood("prior", num_samples=2_000))
     assert wrong["test/log_likelihood"] < exact - 1
-    callback = LogLikelihood(num_samples=2_000, annealing=Annealing(8, 120, 3))
+    callback = LogLikelihood(num_samples=2_000, annealing=Annealing(8, 300, 3))
     logged = run_test(tmp_path, module, data, callback)
     assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.2)
     assert logged["test/log_likelihood_reliable"] == 1
     assert -0.1 < logged["test/log_likelihood_gap"] < 1
     provenance = callback.provenance()["log_likelihood"]
     assert (provenance["method"], provenance["images"]) == (ANNEALED, 30)
-    assert [provenance[name] for name in ("chains", "temperatures", "leapfrog_steps")] == [8, 120, 3]
+    assert [provenance[name] for name in ("chains", "temperatures", "leapfrog_steps")] == [8, 300, 3]
     assert 0.5 < provenance["acceptance"] < 1
 
 
