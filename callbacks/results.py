@@ -6,6 +6,8 @@ import contextlib
 import json
 import math
 import platform
+import resource
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +26,7 @@ PACKAGES = ("alws", "torch", "torchvision", "pytorch-lightning", "torchmetrics")
 
 
 class ResultsFile(Callback):
-    """Writes ``results.json`` in the run folder: status, figures, their provenance, steps, seconds, versions.
+    """Writes ``results.json`` in the run folder: status, figures, their provenance, steps, seconds, parameters, memory.
 
     The status is ``running``, then ``fitted`` and ``tested``, or ``failed`` and ``interrupted``. Other callbacks add
     what a figure needs to be understood (counts, extractor) by a method ``provenance() -> dict``.
@@ -100,6 +102,10 @@ class ResultsFile(Callback):
             "seconds": round(self.seconds, 1),
             "skipped_steps": getattr(pl_module, "skipped_total", 0),
         }
+        # Of the training, where there was one: a test's is its figures', whatever the method.
+        peak = before.get("peak_memory_mb", 0.0)
+        if not (testing and "training" in before):
+            peak = max(peak, _memory(pl_module.device)[0])
         write_json(
             path,
             {
@@ -109,6 +115,9 @@ class ResultsFile(Callback):
                 "data": getattr(trainer.datamodule, "name", type(trainer.datamodule).__name__),  # type: ignore[attr-defined]
                 "seed": global_seed(),
                 "training": before["training"] if testing and "training" in before else training,
+                "parameters": _parameters(pl_module),
+                "peak_memory_mb": peak,
+                "peak_memory_of": _memory(pl_module.device)[1],
                 "metrics": metrics,
                 "provenance": provenance,
                 "machine": {
@@ -119,6 +128,29 @@ class ResultsFile(Callback):
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             },
         )
+
+
+def _parameters(pl_module: pl.LightningModule) -> dict[str, int]:
+    """How many numbers are trained, in all and of the generative model; averaged copies are not."""
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+    generative = getattr(pl_module, "generative", None)
+    own = {"generative": count(generative)} if isinstance(generative, torch.nn.Module) else {}
+    return {"total": count(pl_module), **own}
+
+
+def _memory(device: torch.device) -> tuple[float, str]:
+    """The most memory of this process so far, in megabytes (2²⁰ bytes), and what of: the device's, or all resident."""
+    if device.type == "cuda":
+        peak, kind = torch.cuda.max_memory_allocated(device) / 2**20, "CUDA memory allocated by tensors"
+    else:
+        # Linux counts kilobytes, macOS bytes.
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        kind = "resident set of the process, with Python and its libraries"
+    return round(peak, 1), kind
 
 
 def _finite(value: Any) -> Any:

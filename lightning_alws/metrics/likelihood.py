@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel
 from lightning_alws.kernels import full_precision
+from lightning_alws.networks import ConvFeatures, MLPFeatures
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -43,8 +44,13 @@ class LikelihoodEstimate:
     effective_samples: Tensor
 
 
-class _Accumulator:
-    """log Σ w and log Σ w² over chunks of log-weights, in float64."""
+class WeightAccumulator:
+    """log Σ w and log Σ w² over chunks of log-weights, in float64.
+
+    Args:
+        count: B, the number of observations.
+        device: of the log-weights.
+    """
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.log_sum = torch.full((count,), -math.inf, dtype=torch.float64, device=device)
@@ -59,6 +65,7 @@ class _Accumulator:
         self.samples += log_weights.shape[1]
 
     def estimate(self) -> LikelihoodEstimate:
+        """log of the mean weight so far, and the effective samples."""
         return LikelihoodEstimate(self.log_sum - math.log(self.samples), (2 * self.log_sum - self.log_square_sum).exp())
 
 
@@ -67,7 +74,8 @@ def _positive(name: str, value: float) -> None:
         raise UserError(f"{name} is {value}; give a positive number.")
 
 
-def _chunks(total: int, size: int) -> list[int]:
+def chunks(total: int, size: int) -> list[int]:
+    """Sizes of at most ``size`` that add up to ``total``."""
     return [min(size, total - start) for start in range(0, total, size)]
 
 
@@ -92,8 +100,8 @@ def monte_carlo_log_likelihood(
     """
     _positive("num_samples", num_samples)
     _positive("chunk_size", chunk_size)
-    weights = _Accumulator(len(x), x.device)
-    for size in _chunks(num_samples, chunk_size):
+    weights = WeightAccumulator(len(x), x.device)
+    for size in chunks(num_samples, chunk_size):
         likelihood = model.likelihood(model.sample_prior(size))
         with full_precision(x.device):  # TensorFloat-32 would be wrong by hundreds of nats
             inner = likelihood.sufficient_statistics(x) @ likelihood.natural_parameters.T
@@ -105,6 +113,14 @@ def _posterior(encoder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation of q(z|x), each (B, latent_dim)."""
     mean, log_std = encoder(x).chunk(2, dim=-1)
     return mean, log_std.clamp(-10, 5)  # an untrained encoder must not overflow
+
+
+def encoder_for(event_shape: tuple[int, ...], latent_dim: int) -> nn.Module:
+    """An untrained encoder for :func:`fit_encoder`: convolutions where they halve the image down to 4 × 4."""
+    size = event_shape[-1]
+    halves = len(event_shape) == 3 and size >= 16 and size == event_shape[-2] and math.log2(size).is_integer()
+    network = ConvFeatures if halves else MLPFeatures
+    return network(event_shape, width=2 * latent_dim)
 
 
 def fit_encoder(
@@ -188,8 +204,8 @@ def importance_log_likelihood(
     latent_shape = model.sample_prior(1).shape[1:]
     nu = DEGREES_OF_FREEDOM
     log_constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - 0.5 * dim * math.log(nu * math.pi)
-    weights = _Accumulator(count, x.device)
-    for size in _chunks(num_samples, max(1, chunk_size // count)):
+    weights = WeightAccumulator(count, x.device)
+    for size in chunks(num_samples, max(1, chunk_size // count)):
         noise = torch.randn(count, size, dim, dtype=mean.dtype, device=mean.device)
         gamma = torch.distributions.Chi2(torch.tensor(nu, dtype=mean.dtype, device=mean.device)).sample(
             (count, size, 1)

@@ -19,11 +19,14 @@ from callbacks.log_likelihood import LogLikelihood
 from lightning_alws.errors import UserError
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Gaussian
+from lightning_alws.metrics.annealed import Annealing
 from lightning_alws.models import ImageModel
 from lightning_alws.networks import MLPDecoder
 from lightning_alws.priors import GaussianMixturePrior
 
 PRIOR = "prior samples"
+ANNEALED = "annealed importance sampling"
+SHORT = Annealing(3, 4, 2)
 IMPORTANCE = "importance sampling with a Gaussian encoder fitted to sleep samples"
 
 
@@ -75,13 +78,28 @@ def test_prior_samples_where_they_suffice(tmp_path: Path) -> None:
     assert provenance["standard_error"] == pytest.approx(float(exact.std()) / 30**0.5, rel=0.02)
 
 
-def test_importance_sampling_where_they_do_not(tmp_path: Path) -> None:
-    """σ = e⁻⁴: prior samples miss the posterior. The encoder is fitted inside of Lightning's inference mode."""
+def test_annealing_where_they_do_not(tmp_path: Path) -> None:
+    """σ = e⁻⁴: prior samples miss the posterior. Gradients are taken inside of Lightning's inference mode."""
     module, data = linear(-4.0)
     exact = float(module.generative.exact(data.images("test")).mean())  # type: ignore[operator]
-    wrong = run_test(tmp_path, module, data, LogLikelihood(num_samples=2_000, encoder_steps=0))
+    wrong = run_test(tmp_path, module, data, LogLikelihood("prior", num_samples=2_000))
     assert wrong["test/log_likelihood"] < exact - 1
-    callback = LogLikelihood(num_samples=2_000, encoder_steps=800, importance_samples=1_000)
+    callback = LogLikelihood(num_samples=2_000, annealing=Annealing(8, 300, 3))
+    logged = run_test(tmp_path, module, data, callback)
+    assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.2)
+    assert logged["test/log_likelihood_reliable"] == 1
+    assert -0.1 < logged["test/log_likelihood_gap"] < 1
+    provenance = callback.provenance()["log_likelihood"]
+    assert (provenance["method"], provenance["images"]) == (ANNEALED, 30)
+    assert [provenance[name] for name in ("chains", "temperatures", "leapfrog_steps")] == [8, 300, 3]
+    assert 0.5 < provenance["acceptance"] < 1
+
+
+def test_importance_sampling_with_a_fitted_encoder(tmp_path: Path) -> None:
+    """The encoder is fitted inside of Lightning's inference mode."""
+    module, data = linear(-4.0)
+    exact = float(module.generative.exact(data.images("test")).mean())  # type: ignore[operator]
+    callback = LogLikelihood("encoder", encoder_steps=800, importance_samples=1_000)
     logged = run_test(tmp_path, module, data, callback)
     assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.2)
     assert logged["test/log_likelihood_reliable"] == 1
@@ -94,26 +112,26 @@ def test_the_method_follows_from_the_samples_that_will_be_effective(tmp_path: Pa
     """Prior samples if at least ten of them are effective, however few there are in all, and only then."""
     for log_scale in (0.0, -1.0, -2.0):
         module, data = linear(log_scale, count=12)
-        callback = LogLikelihood(num_samples=num_samples, encoder_steps=2, importance_samples=10)
+        callback = LogLikelihood(num_samples=num_samples, annealing=SHORT)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run_test(tmp_path, module, data, callback)
-            alone = run_test(tmp_path, module, data, LogLikelihood(num_samples=num_samples, encoder_steps=0))
+            alone = run_test(tmp_path, module, data, LogLikelihood("prior", num_samples=num_samples))
         effective = alone["test/effective_samples"]
         if abs(math.log(effective / 10)) < 0.3:
             continue  # the pilot may decide either way
-        expected = PRIOR if effective > 10 else IMPORTANCE
+        expected = PRIOR if effective > 10 else ANNEALED
         assert callback.provenance()["log_likelihood"]["method"] == expected, (log_scale, effective)
 
 
 def test_a_mixture_keeps_to_prior_samples(tmp_path: Path) -> None:
-    """No Gaussian encoder can propose a component; with σ known and one latent, log p(x) is that of quadrature."""
+    """No gradient leads to another component; with σ known and one latent, log p(x) is that of quadrature."""
     prior = functools.partial(GaussianMixturePrior, components=3)
     decoder = functools.partial(MLPDecoder, hidden=[6])
     model = ImageModel(1, decoder, Learning(20, 10), 0.3, prior, (1, 4, 4), "gaussian")
     generative: Any = model.generative
     data = Images("gaussian", (1, 4, 4))
-    callback = LogLikelihood(num_samples=20_000, encoder_steps=2)
+    callback = LogLikelihood(num_samples=20_000)
     logged = run_test(tmp_path, model, data, callback)
     assert callback.provenance()["log_likelihood"]["method"] == PRIOR
     v = torch.linspace(-4, 4, 2001)[:, None]
@@ -126,16 +144,20 @@ def test_a_mixture_keeps_to_prior_samples(tmp_path: Path) -> None:
     assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.02)
     # Where too few prior samples count, too: said, and not replaced.
     with pytest.warns(UserWarning, match="is unreliable"):
-        run_test(tmp_path, model, data, tiny := LogLikelihood(num_samples=3, encoder_steps=2))
+        run_test(tmp_path, model, data, tiny := LogLikelihood(num_samples=3))
     assert tiny.provenance()["log_likelihood"]["method"] == PRIOR
 
 
 def test_unreliable_figures_are_marked_and_said(tmp_path: Path) -> None:
     module, data = linear(-4.0)
     with pytest.warns(UserWarning, match="is unreliable"):
-        logged = run_test(tmp_path, module, data, LogLikelihood(num_samples=500, encoder_steps=0))
+        logged = run_test(tmp_path, module, data, LogLikelihood("prior", num_samples=500))
     assert logged["test/log_likelihood_reliable"] == 0
     assert logged["test/effective_samples"] < 10
+    with pytest.warns(UserWarning, match="bounds .* nats apart on simulated images and is unreliable"):
+        logged = run_test(tmp_path, module, data, LogLikelihood("annealed", annealing=SHORT))
+    assert logged["test/log_likelihood_reliable"] == 0
+    assert logged["test/log_likelihood_gap"] > 1
     module, data = linear(0.0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*unreliable.*")
@@ -169,18 +191,20 @@ def test_every_validation_and_a_rerun_use_the_same_draws(tmp_path: Path) -> None
     assert values[0] == values[1]
 
 
-def test_no_trace_is_left(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:test/log_likelihood")
+@pytest.mark.parametrize(("method", "expected"), [("encoder", IMPORTANCE), ("annealed", ANNEALED)])
+def test_no_trace_is_left(tmp_path: Path, method: Any, expected: str) -> None:
     """Neither in the global generator nor in the model, which the encoder's samples come from."""
     module, data = linear(-4.0)
-    callback = LogLikelihood(num_samples=100, encoder_steps=3, importance_samples=3)
+    callback = LogLikelihood(method, encoder_steps=3, importance_samples=3, annealing=SHORT)
     states = []
     for callbacks in ([], [callback]):
         torch.manual_seed(1)
         trainer(tmp_path, callbacks).test(module, datamodule=data, verbose=False)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
-    assert callback.provenance()["log_likelihood"]["method"] == IMPORTANCE
-    assert not any(p.grad is not None for p in module.parameters())
+    assert callback.provenance()["log_likelihood"]["method"] == expected
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
     assert run_test(tmp_path, module, data, callback) == run_test(tmp_path, module, data, callback)
 
 
@@ -203,7 +227,7 @@ def test_the_averaged_model_is_measured(tmp_path: Path) -> None:
             with torch.no_grad():
                 for parameter in model.generative.parameters():
                     parameter.fill_(value)
-        figures.append(run_test(tmp_path, model, Images(), LogLikelihood(num_samples=200, encoder_steps=0)))
+        figures.append(run_test(tmp_path, model, Images(), LogLikelihood("prior", num_samples=200)))
     assert figures[0] == figures[1]
 
 
@@ -212,16 +236,17 @@ def test_the_averaged_model_is_measured(tmp_path: Path) -> None:
 def test_encoder_for_images_of_every_size(tmp_path: Path, likelihood: str, shape: tuple[int, int, int]) -> None:
     """A test after hours of training must not end because an image is not 16, 32, … pixels wide."""
     model = image_model(likelihood, shape)
-    callback = LogLikelihood(num_samples=10, encoder_steps=2, importance_samples=5)
+    callback = LogLikelihood("encoder", encoder_steps=2, importance_samples=5)
     logged = run_test(tmp_path, model, Images(likelihood, shape), callback)
     assert callback.provenance()["log_likelihood"]["method"] == IMPORTANCE
     assert math.isfinite(logged["test/log_likelihood"])
 
 
-@pytest.mark.parametrize("encoder_steps", [0, 2])
-def test_in_double_precision(tmp_path: Path, encoder_steps: int) -> None:
+@pytest.mark.filterwarnings("ignore:test/log_likelihood")
+@pytest.mark.parametrize("method", ["prior", "encoder", "annealed"])
+def test_in_double_precision(tmp_path: Path, method: Any) -> None:
     """The trainer converts its batches; the images that the callback takes are still float32."""
-    callback = LogLikelihood(num_samples=10, val_samples=10, encoder_steps=encoder_steps, importance_samples=5)
+    callback = LogLikelihood(method, 10, 10, encoder_steps=2, importance_samples=5, annealing=SHORT)
     model, data = image_model(), Images()
     run = trainer(tmp_path, [callback], precision="64-true")
     run.fit(model, datamodule=data)
@@ -264,6 +289,58 @@ def test_not_in_the_sanity_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_senseless_numbers_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"log_likelihood.{name} is -1"):
         LogLikelihood(**{name: -1})
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(UserError, match="log_likelihood.method is 'best'; choose one of auto, prior"):
+        LogLikelihood("best")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["encoder", "annealed"])
+def test_methods_that_need_real_latents_are_refused_for_others(tmp_path: Path, method: Any) -> None:
+    """When training begins, not after it."""
+    module, data = linear(0.0)
+    module.generative.latents_are_real = False  # type: ignore[assignment]
+    with pytest.raises(UserError, match=f"log_likelihood.method is '{method}'"):
+        fit(tmp_path, module, data, LogLikelihood(method))
+
+
+class WithEncoder(AmortisedLearning):
+    """The exact posterior mean, and a standard deviation ``scale`` times the exact posterior's, for each latent."""
+
+    scale = 1.0
+
+    def log_weights(self, x: Tensor, samples: int, model: Any) -> Tensor:
+        assert model is self.evaluation_model
+        weight, bias, precision = model.weight, model.bias, (-2 * model.log_scale).exp()
+        covariance = torch.linalg.inv(torch.eye(2) + precision * weight.T @ weight)
+        mean = precision * (x.flatten(1) - bias) @ weight @ covariance
+        q = torch.distributions.MultivariateNormal(mean, self.scale**2 * covariance)
+        z = q.sample((samples,))
+        log_prob = model.likelihood(z.flatten(0, 1)).log_prob(x.repeat(samples, 1, 1, 1)).view(samples, -1)
+        return log_prob + model.log_prior(z) - q.log_prob(z)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_a_modules_own_encoder_gives_a_figure_of_its_own(tmp_path: Path, scale: float) -> None:
+    """On the same images; with the exact posterior every weight is p(x)."""
+    plain, data = linear(-1.0)
+    module = WithEncoder(plain.generative, Learning(sleep_samples=20))
+    module.scale = scale
+    callback = LogLikelihood(num_samples=20_000, importance_samples=900, max_images=20)
+    logged = run_test(tmp_path, module, data, callback)
+    exact = float(plain.generative.exact(data.images("test")[:20]).mean())  # type: ignore[operator]
+    assert logged["test/log_likelihood_encoder"] == pytest.approx(exact, abs=1e-4 if scale == 1 else 0.05)
+    assert logged["test/log_likelihood"] == pytest.approx(exact, abs=0.2)
+    effective = logged["test/effective_samples_encoder"]
+    assert effective == pytest.approx(900, abs=0.1) if scale == 1 else 300 < effective < 800
+    provenance = callback.provenance()
+    assert provenance["log_likelihood"]["images"] == provenance["log_likelihood_encoder"]["images"] == 20
+    assert provenance["log_likelihood_encoder"]["samples_per_image"] == 900
+    alone = run_test(tmp_path, plain, data, callback)
+    assert alone["test/log_likelihood"] == logged["test/log_likelihood"]
+    assert "test/log_likelihood_encoder" not in alone
+    assert "log_likelihood_encoder" not in callback.provenance()
 
 
 def test_decoder_of_the_image_model_has_a_likelihood_too(tmp_path: Path) -> None:

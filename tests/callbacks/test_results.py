@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from runs import Images, image_model, trainer
+from runs import METHODS, Images, image_model, trainer
 
+from callbacks import results
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.results import ResultsFile
 from lightning_alws.errors import UserError
@@ -259,6 +260,37 @@ def test_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run.test(model, datamodule=Images(), verbose=False)
     assert (tmp_path / "results.json").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_parameters_that_are_trained_are_counted(tmp_path: Path, averaging: float) -> None:
+    """An MLP of 2, 6 and 64 units; a kernel whose features are trained too; no averaged copies."""
+    model = image_model(averaging=averaging, **METHODS["AL-A"])
+    model.generative.decoder.net[0][0].bias.requires_grad_(False)
+    trainer(tmp_path, [ResultsFile()]).test(model, datamodule=Images(), verbose=False)
+    generative = 2 * 6 + 6 * 64 + 64
+    kernel = sum(p.numel() for p in model.regression.parameters() if p.requires_grad)
+    assert kernel > 64 * 3
+    assert read(tmp_path)["parameters"] == {"total": generative + kernel, "generative": generative}
+
+
+def test_peak_memory_is_that_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In megabytes: this process surely holds more than ten and less than a hundred thousand."""
+    run, model = trainer(tmp_path, [ResultsFile()]), image_model()
+    run.fit(model, datamodule=Images())
+    fitted = read(tmp_path)
+    assert 10 < fitted["peak_memory_mb"] < 1e5
+    assert "resident set" in fitted["peak_memory_of"]
+    monkeypatch.setattr("callbacks.results._memory", lambda device: (1e6, "resident set"))
+    run.test(model, datamodule=Images(), verbose=False)
+    assert read(tmp_path)["peak_memory_mb"] == fitted["peak_memory_mb"]
+    trainer(tmp_path / "alone", [ResultsFile()]).test(model, datamodule=Images(), verbose=False)
+    assert read(tmp_path / "alone")["peak_memory_mb"] == 1e6
+
+
+def test_memory_of_a_device_is_what_its_tensors_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    assert results._memory(torch.device("cuda", 0)) == (3.0, "CUDA memory allocated by tensors")
 
 
 def test_a_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
