@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lightning_alws.errors import check_at_least
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import Direct, GenerativeModel, PlugIn, Sleep
 from lightning_alws.likelihoods import TensorMap
 from lightning_alws.state_space import StateSpaceModel
@@ -62,12 +62,18 @@ class Windows(GenerativeModel):
         future: steps after it.
 
     Raises:
-        UserError: a number is negative.
+        UserError: a number is negative, or reaches beyond both ends of every series.
     """
 
     def __init__(self, model: StateSpaceModel, past: int, future: int) -> None:
         super().__init__()
         check_at_least("window", past=(past, 0), future=(future, 0))
+        for name, reach in (("past", past), ("future", future)):
+            if reach >= model.steps:
+                raise UserError(
+                    f"window.{name} is {reach}, but series have {model.steps} points in time; give at most "
+                    f"{model.steps - 1}."
+                )
         self.model, self.past, self.future = model, past, future
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
