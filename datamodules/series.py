@@ -45,6 +45,7 @@ class ObservedSeries(ArrayDataModule):
         return dict.fromkeys(SPLITS, series)
 
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> BatchLoader:
+        """All in one batch: a batch size is nothing to choose here."""
         return super()._loader(split, len(self.rows(split)), shuffle)
 
 

@@ -65,6 +65,7 @@ class VoltageTrace(ObservedSeries):
         return (len(self._trace),)
 
     def series(self) -> Tensor:
+        """The trace in mV, float32 (1, T)."""
         return self._trace.float()[None]
 
 

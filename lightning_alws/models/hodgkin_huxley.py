@@ -99,6 +99,7 @@ class HodgkinHuxley(LatentVariableModel):
 
     @torch.no_grad()
     def sample_prior(self, count: int) -> Tensor:
+        """Voltages (count, T) in mV; NaN in a path that ran away each time it was drawn."""
         path = self._draw(count)
         away = self._runs_away(path)
         self.runaways.copy_(away.float().mean())
@@ -117,6 +118,7 @@ class HodgkinHuxley(LatentVariableModel):
 
     @torch.no_grad()
     def _check_stable(self) -> None:
+        """Raise a UserError where no learning could begin, whatever the noise."""
         path = draw_path(
             self.constants, self._voltage, self.initial_gates, self.current, torch.zeros(len(self.current), 1)
         )
@@ -142,12 +144,15 @@ class HodgkinHuxley(LatentVariableModel):
         return VOLTAGE_UNIT * self.initial_voltage
 
     def log_prior(self, z: Tensor) -> Tensor:
+        """log p(V_1 … V_T), shape (N,), the gates recomputed with gradient."""
         return log_density(self.constants, self._voltage, self.initial_gates, self.current, z.T)
 
     def likelihood(self, z: Tensor) -> Likelihood:
+        """N(V_t, s_x²) at each of T time steps."""
         return Gaussian(z, self.log_observation_noise)
 
     def watched(self) -> dict[str, Tensor]:
+        """The constants, where the path begins, and the share of paths that ran away."""
         start = dict(zip(("m", "n", "h"), self.initial_gates.unbind(), strict=True))
         return {**self.values, "initial_voltage": self._voltage, **start, "runaways": self.runaways}
 
