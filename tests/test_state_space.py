@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from lightning_alws.contract import check_model
 from lightning_alws.errors import UserError
 from lightning_alws.generative import Direct
-from lightning_alws.kernels import GaussianKernel
+from lightning_alws.kernels import PolynomialKernel
 from lightning_alws.models.linear_dynamics import LinearDynamics
 from lightning_alws.models.neural_dynamics import NeuralDynamics
 from lightning_alws.state_space import StateSpaceModel
@@ -145,7 +145,7 @@ def test_gradient_error_of_windows_falls_with_the_sleep_samples(repeats: int, se
         model.log_initial_scale.fill_(-0.7)
         model.log_process_scale.fill_(-0.3)
         model.log_observation_scale.fill_(-0.3)
-    kernel, windows = functools.partial(GaussianKernel, bandwidth=10.0), Windows(model, 2, 2)
+    kernel, windows = functools.partial(PolynomialKernel, degree=4), Windows(model, 2, 2)
     few, many = (
         relative_error(model, model.log_marginal, kernel, 0.1, count, repeats, seed, windows) for count in (1000, 4000)
     )
