@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datamodules.idx import ROOT_VARIABLE, default_root
-from datamodules.series import ObservedSeries, read_columns
+from datamodules.series import ObservedSeries, check_even, read_columns
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.noise import generator
@@ -37,14 +37,14 @@ class Blowfly(ObservedSeries):
     there. Observations are float32 (1, T), in counts.
 
     Args:
-        path: a CSV file with a column ``count``, in counts; a column ``day_index`` is not read, but the counts must
-            be at regular times.
+        path: a CSV file with a column ``count``, in counts, at regular times; in days, where it has a column
+            ``day_index``, which is looked at for gaps alone.
         root: folder of all data sets; by default $ALWS_DATA, else ``data``.
         download: fetch the counts where they are missing.
         seed: of the order.
 
     Raises:
-        UserError: a file is missing, or a count is missing, not finite or not positive.
+        UserError: a file is missing, a count is missing, not finite or not positive, or the days are uneven.
     """
 
     def __init__(self, path: str | None = None, root: str | None = None, download: bool = True, seed: int = 0) -> None:
@@ -86,7 +86,11 @@ class Blowfly(ObservedSeries):
     @functools.cached_property
     def _counts(self) -> Tensor:
         """The column of counts, checked, float64 (T,)."""
-        counts = read_columns(self.path, ["count"], "data.path" if self.own else "the file of counts")["count"]
+        argument = "data.path" if self.own else "the file of counts"
+        columns = read_columns(self.path, ["count"], argument, optional=["day_index"])
+        if "day_index" in columns:
+            check_even(self.path, columns["day_index"], "days", argument)
+        counts = columns["count"]
         if (counts <= 0).any():
             row = int((counts <= 0).nonzero()[0])
             raise UserError(

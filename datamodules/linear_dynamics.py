@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayDataModule
-from datamodules.series import read_columns
+from datamodules.series import named_columns, read_columns
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.noise import generator
 
@@ -69,9 +69,7 @@ class LinearDynamicsData(ArrayDataModule):
             validation_size=(validation_size, 1),
             test_size=(test_size, 1),
         )
-        if path is not None and not columns:
-            raise UserError(f"data.path is {path}, but data.columns names none of its columns; give some, such as [x].")
-        self.steps, self.path, self.columns = steps, path, columns or []
+        self.steps, self.path, self.columns = steps, path, named_columns(path, columns)
         self.observed_dim = len(self.columns) if path else observed_dim
         self.split_sizes = {"train": train_size, "val": validation_size, "test": test_size}
 
@@ -125,12 +123,14 @@ class LinearDynamicsData(ArrayDataModule):
         if len(pieces) <= val + test:
             raise UserError(
                 f"data.path is {path}, whose {len(series)} rows are {len(pieces)} pieces of data.steps {self.steps}, "
-                f"all taken by data.validation_size {val} and data.test_size {test}; lower them."
+                f"of which data.validation_size {val} and data.test_size {test} leave none for training; lower these, "
+                "or data.steps."
             )
         train = pieces[: len(pieces) - val - test]
         mean, spread = train.mean((0, 1)), train.flatten(0, 1).std(0)
-        for column, scale in zip(self.columns, spread, strict=True):
-            if not scale > 0:
+        still = train.amax((0, 1)) == train.amin((0, 1))
+        for column, never in zip(self.columns, still, strict=True):
+            if never:
                 raise UserError(f"data.path is {path}, whose column '{column}' never changes; leave it out.")
         pieces = ((pieces - mean) / spread).float()
         return dict(zip(("train", "val", "test"), pieces.split([len(train), val, test]), strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.series import ObservedSeries, read_columns
+from datamodules.series import ObservedSeries, check_even, read_columns
 from lightning_alws.errors import UserError
 from lightning_alws.hodgkin_huxley import Constants, Membrane, State, draw_path
 from lightning_alws.noise import generator
@@ -16,7 +16,7 @@ COLUMNS = ("time", "voltage", "current")
 TIME_STEP = 0.05  # ms, of the simulated trace
 STEPS = ((100, 0.0), (800, 10.0), (100, 0.0))  # how many, and the current's mean in µA/cm², as published
 CURRENT_NOISE = 2.0  # µA/cm², in each time step
-SAME_STEP = 1e-3  # relative difference of two time steps that is rounding in the file
+LEAST_STEP, LEAST_VOLTAGE = 1e-3, 1.0  # ms and mV; below, a file is in seconds and volts
 
 
 class VoltageTrace(ObservedSeries):
@@ -39,7 +39,7 @@ class VoltageTrace(ObservedSeries):
 
     Raises:
         UserError: a constant makes no sense, or the file is broken: no such column, a NaN, uneven time steps, fewer
-            than two rows.
+            than two rows, other units.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class VoltageTrace(ObservedSeries):
         return (len(self._trace),)
 
     def series(self) -> Tensor:
+        """The trace in mV, float32 (1, T)."""
         return self._trace.float()[None]
 
 
@@ -93,16 +94,13 @@ def simulate(truth: Membrane, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def read_trace(path: Path) -> tuple[float, Tensor, Tensor]:
     """Time step in ms, current and voltage, the latter float64 (T,), of a user's file."""
     columns = read_columns(path, COLUMNS)
-    time = columns["time"]
-    if len(time) < 2:
-        raise UserError(f"data.path is {path}, which has one row only; give a voltage at two points in time or more.")
-    steps = time.diff()
-    step = float(steps.median())
-    uneven = ((steps - step).abs() > SAME_STEP * abs(step)) | (steps <= 0)
-    if uneven.any():
-        row = int(uneven.nonzero()[0]) + 2
+    step = check_even(path, columns["time"], "ms")
+    if step < LEAST_STEP:
+        raise UserError(f"data.path is {path}, whose time steps are {step:.3g} ms, as if in seconds; give ms.")
+    voltage = columns["voltage"]
+    if float(voltage.abs().max()) < LEAST_VOLTAGE:
         raise UserError(
-            f"data.path is {path}, whose time steps are {step:.6g} ms but {float(steps[row - 2]):.6g} ms before row "
-            f"{row}; give rows in order of time, evenly spaced."
+            f"data.path is {path}, whose voltages all are between -{LEAST_VOLTAGE:g} and {LEAST_VOLTAGE:g} mV, as if "
+            "in volts; give mV."
         )
-    return step, columns["current"], columns["voltage"]
+    return step, columns["current"], voltage

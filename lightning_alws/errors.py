@@ -30,7 +30,7 @@ def condense(message: str) -> str:
 
     jsonargparse reports each type it tried, one a line behind "- "; the last of them, None, says nothing.
     """
-    message = re.sub(r"(?m)^\s*(Given value.*|- Expected a (<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
+    message = re.sub(r"(?m)^\s*(Given value.*|- Expected (a )?(<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
     message = re.sub(r"(?m)^\s*- Expected a path but .*$", "", message)
     message = message.replace("Does not validate against any of the Union subtypes", "")
     message = re.sub(

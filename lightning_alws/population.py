@@ -142,5 +142,6 @@ class PopulationStatistics(nn.Module):
         self.lags = lags
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, 10 + lags) from counts (N, T)."""
         statistics = population_statistics(x)
         return torch.cat([statistics, growth_correlations(x, self.lags)], dim=1) if self.lags else statistics

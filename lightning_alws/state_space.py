@@ -65,6 +65,7 @@ class StateSpaceModel(LatentVariableModel):
 
     @torch.no_grad()
     def sample_prior(self, count: int) -> Tensor:
+        """Paths z (count, T, D_z)."""
         return self.sample_path(count, self.steps)
 
     @torch.no_grad()
@@ -76,6 +77,7 @@ class StateSpaceModel(LatentVariableModel):
         return torch.stack(states, dim=1)
 
     def log_prior(self, z: Tensor) -> Tensor:
+        """log p_θ(z) of paths (N, T, D_z), shape (N,)."""
         return self.log_prior_terms(z).sum(1)
 
     def log_prior_terms(self, z: Tensor) -> Tensor:
@@ -85,6 +87,7 @@ class StateSpaceModel(LatentVariableModel):
         return torch.cat([first[:, None], following.view(len(z), -1)], dim=1)
 
     def likelihood(self, z: Tensor) -> Likelihood:
+        """The emission, whose events are whole series (T, D_x)."""
         return self.emission(z)
 
     def _initial(self, count: int) -> Likelihood:

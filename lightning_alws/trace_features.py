@@ -66,6 +66,7 @@ class TraceFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        """All three kinds side by side, (N, d)."""
         return torch.cat([means(x, self.window), self.phase_plane(x), self.roughness(x)], dim=1)
 
     def phase_plane(self, x: Tensor) -> Tensor:

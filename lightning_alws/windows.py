@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lightning_alws.errors import check_at_least
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import Direct, GenerativeModel, PlugIn, Sleep
 from lightning_alws.likelihoods import TensorMap
 from lightning_alws.state_space import StateSpaceModel
@@ -38,14 +38,17 @@ class CentralPlugIn(PlugIn):
     place: int = 0
 
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Σ_n W_nb log p_θ(z_n, x_b at its place), shape (B,), for windows x (B, W, D_x)."""
         return super().expectation(weights, self._central(x))
 
     @property
     def log_joint(self) -> Tensor:
+        """log p_θ(z_t|z_{t−1}) + log p_θ(x_t|z_t), shape (N,)."""
         log_prob = self.likelihood.log_prob(self._central(self.x))
         return log_prob if self.log_prior is None else log_prob + self.log_prior
 
     def map(self, rows: TensorMap, shared: TensorMap) -> Self:
+        """The same with each tensor that has one row a sample, or one row for all, mapped."""
         log_prior = None if self.log_prior is None else rows(self.log_prior)
         return type(self)(rows(self.x), self.likelihood.map(rows, shared), log_prior, self.place)
 
@@ -62,15 +65,22 @@ class Windows(GenerativeModel):
         future: steps after it.
 
     Raises:
-        UserError: a number is negative.
+        UserError: a number is negative, or reaches beyond both ends of every series.
     """
 
     def __init__(self, model: StateSpaceModel, past: int, future: int) -> None:
         super().__init__()
         check_at_least("window", past=(past, 0), future=(future, 0))
+        for name, reach in (("past", past), ("future", future)):
+            if reach >= model.steps:
+                raise UserError(
+                    f"window.{name} is {reach}, but series have {model.steps} points in time; give at most "
+                    f"{model.steps - 1}."
+                )
         self.model, self.past, self.future = model, past, future
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
+        """Time steps of as many whole paths as are needed: states (count, D_z), windows (count, W, D_x)."""
         steps = self.model.steps
         z = self.model.sample_prior(-(-count // steps)).detach()
         states = z.flatten(0, 1)[:, None]
@@ -86,4 +96,5 @@ class Windows(GenerativeModel):
         return padded.unfold(1, self.past + 1 + self.future, 1).transpose(2, 3).flatten(0, 1)
 
     def watched(self) -> dict[str, Tensor]:
+        """What the state space model has."""
         return self.model.watched()

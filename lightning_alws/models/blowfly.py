@@ -67,6 +67,7 @@ class BlowflySimulator(Simulator):
 
     @torch.no_grad()
     def simulate(self, count: int) -> tuple[Latents, Tensor]:
+        """(τ, e, ε) and x, step by step from the early population; series float (count, T)."""
         weights = self.lag_logits.softmax(0)
         lag = 1 + torch.multinomial(weights.nan_to_num(1.0), count, replacement=True)
         births, survival = (gamma(self.value(name), (count, self.length)) for name in ("birth_noise", "survival_noise"))
@@ -104,6 +105,7 @@ class BlowflySimulator(Simulator):
         )
 
     def log_joint(self, z: Latents, x: Tensor) -> Tensor:
+        """log p(τ) + Σ_t log p(e_t, ε_t, x_t | before), shape (N,), of all time steps in one pass."""
         assert isinstance(z, dict)
         terms = self.log_transition(*self.contexts(x, z["lag"]), z["births"], z["survival"], x)
         return self.log_lags[z["lag"] - 1] + terms.sum(1)
@@ -119,6 +121,7 @@ class BlowflySimulator(Simulator):
         return nn.functional.one_hot(z["lag"] - 1, self.lags).to(self.lag_logits.dtype)
 
     def watched(self) -> dict[str, Tensor]:
+        """The parameters in their own units."""
         return {name: self.value(name) for name in NAMES}
 
 

@@ -1,7 +1,7 @@
 """Stochastic Hodgkin-Huxley: one noisy voltage trace x_t ~ N(V_t, s_x²), t = 1 … T, of a membrane with latent noise.
 
 The latent is the voltage's path V_1 … V_T, drawn without gradient; its density, in which the gates are recomputed with
-gradient, is the learnt prior (:mod:`lightning_alws.hodgkin_huxley`). Ten constants are learnt as logarithms, and so is
+gradient, is the learnt prior (:mod:`lightning_alws.voltage_density`). Ten constants are learnt as logarithms, and so is
 where the path begins. Source: the published code (kevin-w-li/al-ws), its example on Hodgkin-Huxley.
 """
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel
-from lightning_alws.hodgkin_huxley import NAMES, NEGATIVE, Constants, Membrane, State, draw_path, log_density
+from lightning_alws.hodgkin_huxley import NAMES, NEGATIVE, Constants, Membrane, State, draw_path
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Gaussian, Likelihood
+from lightning_alws.voltage_density import log_density
 
 INITIAL = Membrane(2.0, 0.2, -60.0, 40.0, 40.0, 3.0, -80.0, -50.0, 1.0, 30.0)  # as published
 VOLTAGE_UNIT = 100.0  # mV: V_0 is stored in this unit, so that Adam moves it at the rate of the others
@@ -40,7 +41,8 @@ class HodgkinHuxley(LatentVariableModel):
         state: where the path begins, at first.
 
     Raises:
-        UserError: the observations are no series with an input current, or a constant makes no sense.
+        UserError: the observations are no series with an input current, a constant makes no sense, or the voltage
+            runs away from the beginning, even without noise.
     """
 
     prior_is_learnt = True
@@ -77,6 +79,7 @@ class HodgkinHuxley(LatentVariableModel):
             self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(abs(value)).log()))
         self.initial_voltage = nn.Parameter(torch.tensor(state.voltage / VOLTAGE_UNIT))
         self.initial_gates = nn.Parameter(torch.tensor(state.gates))
+        self._check_stable()
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -96,6 +99,7 @@ class HodgkinHuxley(LatentVariableModel):
 
     @torch.no_grad()
     def sample_prior(self, count: int) -> Tensor:
+        """Voltages (count, T) in mV; NaN in a path that ran away each time it was drawn."""
         path = self._draw(count)
         away = self._runs_away(path)
         self.runaways.copy_(away.float().mean())
@@ -112,6 +116,20 @@ class HodgkinHuxley(LatentVariableModel):
         path[:, away] = torch.nan
         return path.T  # of memory with time first, as the density takes it
 
+    @torch.no_grad()
+    def _check_stable(self) -> None:
+        """Raise a UserError where no learning could begin, whatever the noise."""
+        path = draw_path(
+            self.constants, self._voltage, self.initial_gates, self.current, torch.zeros(len(self.current), 1)
+        )
+        if self._runs_away(path).any():
+            at = self.time_step * (1 + int((~(path[:, 0].abs() < RUNAWAY)).nonzero()[0]))
+            raise UserError(
+                f"the voltage at model.initial runs away beyond 1 V at {at:.4g} ms, with time steps of "
+                f"{self.time_step:.4g} ms and a current of up to {float(self.current.abs().max()):.4g} µA/cm²; see "
+                "that the data are in these units and their steps at most 0.05 ms, or change model.initial."
+            )
+
     def _draw(self, count: int) -> Tensor:
         noise = torch.randn(len(self.current), count, device=self.current.device, dtype=self.current.dtype)
         return draw_path(self.constants, self._voltage, self.initial_gates, self.current, noise)
@@ -126,12 +144,15 @@ class HodgkinHuxley(LatentVariableModel):
         return VOLTAGE_UNIT * self.initial_voltage
 
     def log_prior(self, z: Tensor) -> Tensor:
+        """log p(V_1 … V_T), shape (N,), the gates recomputed with gradient."""
         return log_density(self.constants, self._voltage, self.initial_gates, self.current, z.T)
 
     def likelihood(self, z: Tensor) -> Likelihood:
+        """N(V_t, s_x²) at each of T time steps."""
         return Gaussian(z, self.log_observation_noise)
 
     def watched(self) -> dict[str, Tensor]:
+        """The constants, where the path begins, and the share of paths that ran away."""
         start = dict(zip(("m", "n", "h"), self.initial_gates.unbind(), strict=True))
         return {**self.values, "initial_voltage": self._voltage, **start, "runaways": self.runaways}
 

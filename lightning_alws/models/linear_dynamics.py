@@ -48,12 +48,15 @@ class LinearDynamics(StateSpaceModel):
         self.log_observation_scale = nn.Parameter(torch.zeros(self.observed_dim))
 
     def initial(self) -> DiagonalGaussian:
+        """N(m, diag s²)."""
         return DiagonalGaussian(self.initial_mean[None], self.log_initial_scale)
 
     def transition(self, z_previous: Tensor) -> DiagonalGaussian:
+        """N(A z_{t−1}, diag q²)."""
         return DiagonalGaussian(z_previous @ self.dynamics.T, self.log_process_scale)
 
     def emission(self, z: Tensor) -> DiagonalGaussian:
+        """N(C z_t, diag r²) at each time step."""
         return DiagonalGaussian(z @ self.loadings.T, self.log_observation_scale)
 
     @property
@@ -77,6 +80,7 @@ class LinearDynamics(StateSpaceModel):
         return self.exact.log_marginal(x)
 
     def watched(self) -> dict[str, Tensor]:
+        """The largest size of A's eigenvalues, below 1 where the dynamics are stable, and the range of r."""
         scale = self.log_observation_scale.exp()
         return {
             "spectral_radius": torch.linalg.eigvals(self.dynamics.detach()).abs().max(),

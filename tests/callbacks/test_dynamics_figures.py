@@ -24,7 +24,7 @@ from lightning_alws.models import LinearDynamicsModel, NeuralDynamicsModel
 from lightning_alws.regression import KernelRidge
 
 REGRESSION = functools.partial(KernelRidge, kernel=PolynomialKernel, ridge=0.1)
-LINEAR = Learning(200, 200, REGRESSION, centred=True, learning_rate=0.04, averaging=0.95)
+LINEAR = Learning(400, 100, REGRESSION, centred=True, learning_rate=0.08, final_learning_rate=0.008, averaging=0.95)
 NEURAL = Learning(90, 60, functools.partial(KernelRidge, kernel=MedianKernel), centred=True)
 
 
@@ -35,36 +35,48 @@ def table(folder: Path) -> str:
     return str(path)
 
 
-def _first_covariance(model: KalmanModel) -> Tensor:
-    return model.loadings @ model.initial_covariance @ model.loadings.T + model.observation
+def identified(model: KalmanModel) -> dict[str, Tensor]:
+    """What is the same in all coordinates of the latents, and so is fixed by the data."""
+    eigenvalues, loadings = torch.linalg.eigvals(model.dynamics), model.loadings
+    return {
+        "moduli": eigenvalues.abs(),
+        "angles": eigenvalues.angle().abs(),
+        "C m": loadings @ model.initial_mean,
+        "C S C'": loadings @ model.initial_covariance @ loadings.T,
+        "C Q C'": loadings @ model.process @ loadings.T,
+        "observation scales": model.observation.diag().sqrt(),
+    }
 
 
-def test_a_linear_run_recovers_dynamics_and_likelihood(tmp_path: Path) -> None:
-    data, figure = LinearDynamicsData(6, 3, 1500, 300, 1000), KalmanComparison()
+def test_a_linear_run_recovers_every_parameter_and_the_likelihood(tmp_path: Path) -> None:
+    """To 10 % of the largest entry of each; with data of seeds 0 and 1 to 12.5 %.
+
+    Five observed numbers tell two factors from the noise of each already at one time; with three they hardly do.
+    """
+    data, figure = LinearDynamicsData(3, 5, 2000, 300, 1000, seed=2), KalmanComparison()
     run = trainer(
         tmp_path,
         [figure, RunCheckpoint("val/log_likelihood", "max")],
-        max_steps=200,
+        max_steps=300,
         max_epochs=-1,
         val_check_interval=100,
         check_val_every_n_epoch=None,
     )
+    torch.manual_seed(2)
     model = LinearDynamicsModel(2, LINEAR, data.event_shape)
     run.fit(model, datamodule=data)
     run.test(model, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
-    assert figure.steps == [100, 200]
+    assert figure.steps == [100, 200, 300]
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
     assert logged["test/gap"] == pytest.approx(
         logged["test/log_likelihood_em"] - logged["test/log_likelihood"], abs=1e-5
     )
-    assert abs(logged["test/gap"]) < 0.02
-    assert abs(logged["test/log_likelihood_em"] - logged["test/log_likelihood_truth"]) < 0.02
-    learnt = torch.linalg.eigvals(model.evaluation_model.dynamics.detach())  # type: ignore[arg-type, union-attr]
-    assert learnt.abs().mean() == pytest.approx(0.9, abs=0.05)
-    assert learnt.angle().abs().mean() == pytest.approx(math.pi / 6, abs=0.08)
-    exact = model.evaluation_model.exact  # type: ignore[union-attr]
-    for name, seen in (("m", lambda one: one.loadings @ one.initial_mean), ("first x", _first_covariance)):
-        torch.testing.assert_close(seen(exact).detach(), seen(true_model(data)), rtol=0.15, atol=0.2, msg=name)
+    assert abs(logged["test/gap"]) < 0.01
+    assert abs(logged["test/log_likelihood_em"] - logged["test/log_likelihood_truth"]) < 0.01
+    with torch.no_grad():
+        learnt, truth = identified(model.evaluation_model.exact), identified(true_model(data))  # type: ignore[arg-type, union-attr]
+    for name, value in learnt.items():
+        assert float((value - truth[name]).abs().max() / truth[name].abs().max()) < 0.1, name
     assert (tmp_path / "figures" / "test.png").is_file()
 
 

@@ -108,6 +108,7 @@ def test_a_series_of_ones_own(tmp_path: Path) -> None:
         ("count\n3\n-1.5\n", "a count of -1.5 in row 2"),
         ("count\n3\nnan\n", "holds 'nan' in row 2"),
         ("flies\n3\n", "no column 'count'"),
+        ("day_index,count\n2,3\n4,5\n8,4\n10,4\n", "time steps are 2 days but 4 days before row 3"),
     ],
 )
 def test_a_series_that_cannot_be_learnt_from_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -106,7 +106,14 @@ def test_a_users_series_is_cut_into_pieces(tmp_path: Path) -> None:
         (Sinusoid, {"columns": None}, 20, r"data\.columns names none"),
         (LinearDynamicsData, {"columns": []}, 20, r"data\.columns names none"),
         (LinearDynamicsData, {"columns": ["c"]}, 20, "has no column 'c'"),
-        (LinearDynamicsData, {"steps": 10, "validation_size": 1, "test_size": 1}, 29, r"29 rows are 2 pieces.*lower"),
+        (
+            LinearDynamicsData,
+            {"steps": 10, "validation_size": 1, "test_size": 1},
+            29,
+            r"29 rows are 2 pieces.*none for training; lower",
+        ),
+        (LinearDynamicsData, {"path": None}, 20, "data.columns is a, but there is no file"),
+        (LinearDynamicsData, {"columns": ["a", "a"]}, 20, "'a' is asked for twice"),
         (Sinusoid, {"sequences": 3, "steps": 10}, 29, r"29 rows, but data\.sequences 3 of data\.steps 10 need 30"),
     ],
 )
@@ -127,6 +134,6 @@ def test_a_missing_number_is_named(tmp_path: Path, make: Any, broken: str, messa
 
 def test_a_constant_column_is_named(tmp_path: Path) -> None:
     path = tmp_path / "series.csv"
-    path.write_text("\n".join(["a", *["3.0"] * 60]))
+    path.write_text("\n".join(["a", *["0.1"] * 60]))
     with pytest.raises(UserError, match="column 'a' never changes"):
         LinearDynamicsData(steps=10, path=str(path), columns=["a"], validation_size=1, test_size=1).setup()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.series import ObservedSeries, read_columns
+from datamodules.series import ObservedSeries, check_even, named_columns, read_columns
 from lightning_alws.errors import UserError
 
 
@@ -33,7 +33,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column 'count'"),
+        ("", "which is empty"),
+        ("day;count\n2;948\n", "no column 'count'; name the columns in its first line, separated by commas"),
+        ("count,day,Count\n2,948,3\n", "has two columns 'count'"),
         ("948\n942\n", "has no column 'count'; name the columns in its first line"),
         ("count\n", "has no rows of numbers"),
         ("day,count\n2,948\n4\n", "column 'count' holds '' in row 2"),
@@ -64,6 +66,45 @@ class Three(ObservedSeries):
 
     def series(self) -> Tensor:
         return torch.arange(24.0).reshape(3, 4, 2)
+
+
+def test_a_column_is_named_once(tmp_path) -> None:
+    with pytest.raises(UserError, match="'count' is asked for twice"):
+        read_columns(write(tmp_path, "count\n3\n4\n"), ["count", "count"])
+
+
+def test_columns_and_a_file_go_together() -> None:
+    assert named_columns("series.csv", ["x"]) == ["x"]
+    assert named_columns(None, None) == []
+    with pytest.raises(UserError, match="data.path is series.csv, but data.columns names none"):
+        named_columns("series.csv", None)
+    with pytest.raises(UserError, match="data.columns is x, y, but there is no file"):
+        named_columns(None, ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([3.0], "one row only"),
+        ([0.0, 1.0, 1.0], "goes from 1 to 1 days in row 3; give rows in order of time"),
+        ([2.0, 1.0, 0.0], "goes from 2 to 1 days in row 2"),
+        ([0.0, 2.0, 4.0, 8.0], "time steps are 2 days but 4 days before row 4"),
+    ],
+)
+def test_uneven_times_are_named(times: list[float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_even(Path("series.csv"), torch.tensor(times).double(), "days")
+    assert check_even(Path("series.csv"), torch.tensor([0.0, 2.0, 4.0001]).double(), "days") == pytest.approx(2)
+
+
+class Still(Three):
+    def series(self) -> Tensor:
+        return torch.full((3, 4, 2), 0.1)
+
+
+def test_series_in_which_nothing_changes_are_named() -> None:
+    with pytest.raises(UserError, match=r"Still holds the number 0\.1 at every time"):
+        Still().setup()
 
 
 def test_every_split_is_the_series_in_one_batch() -> None:

@@ -193,9 +193,11 @@ def test_constants_are_recovered_from_a_short_trace() -> None:
         ({"event_shape": (6,)}, r"shape \(6,\) and an input current of 5 steps.*same length"),
         ({"initial": Membrane(capacitance=-1.0)}, "model.initial.capacitance is -1.0, but must be positive"),
         ({"state": State(m=-0.1)}, "model.state.m is -0.1"),
+        ({"time_step": 1.0}, "runs away beyond 1 V at .* ms, with time steps of 1 ms and a current of up to 10 µA"),
+        ({"input_current": [1e6] * 5}, "a current of up to 1e.06 µA/cm²; see that the data are in these units"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {"event_shape": (5,), "input_current": pulse(5), "time_step": STEP}
+    arguments: dict[str, Any] = {"event_shape": (5,), "input_current": [10.0] * 5, "time_step": STEP}
     with pytest.raises(UserError, match=message):
         HodgkinHuxleyModel(**(arguments | changes))
