@@ -3,6 +3,7 @@
 from lightning_alws.baselines.iwae import IWAE
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
+from lightning_alws.baselines.rws import ReweightedWakeSleep
 from lightning_alws.baselines.vae import ImageVAE, VariationalAutoencoder
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "ImageVAE",
     "LogisticNormalVAE",
     "NeuralProcessELBO",
+    "ReweightedWakeSleep",
     "VariationalAutoencoder",
 ]
