@@ -5,9 +5,11 @@ from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
 from lightning_alws.baselines.rws import ReweightedWakeSleep
 from lightning_alws.baselines.vae import ImageVAE, VariationalAutoencoder
+from lightning_alws.baselines.wgan_gp import WGANGP
 
 __all__ = [
     "IWAE",
+    "WGANGP",
     "ImageVAE",
     "LogisticNormalVAE",
     "NeuralProcessELBO",

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_alws.baselines import IWAE, ImageVAE, ReweightedWakeSleep
+from lightning_alws.baselines import IWAE, WGANGP, ImageVAE, ReweightedWakeSleep
 from lightning_alws.baselines.image import ImageMethod
 from lightning_alws.models.image import ImageGenerator
-from lightning_alws.networks import MLPDecoder, MLPFeatures
+from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
 from lightning_alws.priors import BernoulliPrior
 
 SHAPE = (1, 2, 3)  # six pixels: few enough for every image to be enumerated
 ENCODER = functools.partial(MLPFeatures, hidden=[], width=8)
+CRITIC = functools.partial(MLPCritic, hidden=[8])
 SMALL: dict[str, Any] = {
     "latent_dim": 2,
     "decoder": functools.partial(MLPDecoder, hidden=[6]),
@@ -30,6 +31,7 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
     "rws": functools.partial(ReweightedWakeSleep, encoder=ENCODER, samples=5, **SMALL),
     "rws, binary": functools.partial(ReweightedWakeSleep, encoder=ENCODER, samples=5, prior=BernoulliPrior, **SMALL),
+    "wgan_gp": functools.partial(WGANGP, critic=CRITIC, **SMALL),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 
