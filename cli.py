@@ -1,7 +1,9 @@
-"""The command line: ``alws fit|validate|test|predict --config FILE``, a LightningCLI with a run folder."""
+"""The command line: ``alws fit|validate|test|predict --config FILE``, a LightningCLI; ``alws compare``."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -37,11 +39,13 @@ import lightning_alws.trace_features  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
 from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint
+from lightning_alws.comparison.command import compare
 from lightning_alws.errors import UserError, condense
 from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
 
 CONFIGS = Path(__file__).parent / "configs"
+COMPARISONS = "comparisons"  # the folder of plans among them
 FROM_DATA = (
     "image_shape",
     "likelihood",
@@ -180,13 +184,13 @@ class AlwsCLI(LightningCLI):
 
 
 def refuse_to_overwrite(folder: Path) -> None:
-    """Raise a UserError if a run lives in the folder; one that failed before its first checkpoint is none."""
+    """Raise a UserError if a run lives in the folder; one that ended before its first checkpoint is none."""
     if (folder / CHECKPOINTS).exists():
         raise UserError(
             f"the run folder {folder} already holds {CHECKPOINTS}; continue that run with --ckpt_path last, or give "
             "another --name."
         )
-    if (folder / RESULTS).exists() and read_status(folder / RESULTS) != "failed":
+    if (folder / RESULTS).exists() and read_status(folder / RESULTS) not in ("failed", "interrupted"):
         raise UserError(
             f"the run folder {folder} already holds {RESULTS}, but no checkpoint to continue from; give another "
             "--name, or remove the folder if no run is writing to it."
@@ -224,9 +228,42 @@ def print_results(trainer: Trainer) -> None:
 
 
 def list_configs() -> str:
-    """The configs that come with the application, as the help shows them."""
-    files = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.yaml"))
-    return "configs: " + ", ".join(files)
+    """The configs that come with the application, and the plans of comparisons, as the help shows them."""
+    files = sorted(file.relative_to(CONFIGS.parent) for file in CONFIGS.rglob("*.yaml"))
+    plans = [str(file) for file in files if file.parent.name == COMPARISONS]
+    configs = [str(file) for file in files if file.parent.name != COMPARISONS]
+    return f"configs: {', '.join(configs)}; plans: {', '.join(plans)}"
+
+
+def run_lightning(args: list[str]) -> None:
+    """Run one of LightningCLI's commands; raises its errors as they are."""
+    AlwsCLI(
+        LatentVariableModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=SaveConfig,
+        parser_class=Parser,
+        parser_kwargs={
+            "prog": "alws",
+            "description": "Amortised learning by wake-sleep. Beside the subcommands below, alws compare RUN [RUN ...] "
+            f"compares runs, and alws compare --help tells how. {list_configs()}",
+        },
+        args=args,
+    )
+
+
+def resolve(args: list[str]) -> dict[str, Any]:
+    """The configuration that a command line amounts to, nothing of it instantiated; raises UserError as it does."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            run_lightning([*args, "--print_config"])
+    except SystemExit:
+        return yaml.safe_load(printed.getvalue())
+    raise AssertionError("--print_config ends the process")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -246,23 +283,15 @@ def main(args: list[str] | None = None) -> int:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
-        AlwsCLI(
-            LatentVariableModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            parser_class=Parser,
-            parser_kwargs={"prog": "alws", "description": f"Amortised learning by wake-sleep. {list_configs()}"},
-            args=args,
-        )
+        if args[:1] == ["compare"]:
+            return compare(args[1:], resolve)
+        run_lightning(args)
     except Exception as error:
         cause = user_error_within(error)
         if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
             raise
-        advice = "; see that --runs names a folder that can be written to" if isinstance(cause, OSError) else ""
+        option = "--out" if args[:1] == ["compare"] else "--runs"
+        advice = f"; see that {option} names a folder that can be written to" if isinstance(cause, OSError) else ""
         print(f"alws: {condense(str(cause))}{advice}", file=sys.stderr)
         return 2
     return 0

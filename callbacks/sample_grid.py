@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
@@ -19,6 +21,8 @@ from lightning_alws.files import atomic_write
 from lightning_alws.noise import global_seed, seeded
 
 FOLDER = "samples"
+ARRAYS = "test.npz"  # in the same folder
+LARGEST_ARRAYS = 2**20 - 4096  # bytes of its three arrays together
 LEAST_TILE = 32  # pixels: an 8 × 8 digit is enlarged to be seen at all
 
 
@@ -51,11 +55,23 @@ def save_png(image: Tensor, path: Path) -> None:
         Image.fromarray(array).save(file, format="PNG", optimize=True)
 
 
+def save_arrays(real: Tensor, samples: Tensor, means: Tensor, path: Path) -> None:
+    """Write images (n, C, H, W) in [0, 1] as uint8 arrays of these names, whole or not at all.
+
+    As many of each as make no megabyte together: 64 of 3 × 40 × 40, 28 of 3 × 64 × 64.
+    """
+    most = max(1, LARGEST_ARRAYS // (3 * math.prod(real.shape[1:])))
+    arrays = [(images[:most] * 255).round().byte().cpu().numpy() for images in (real, samples, means)]
+    with atomic_write(path) as file:
+        np.savez_compressed(file, real=arrays[0], samples=arrays[1], means=arrays[2])
+
+
 class SampleGrid(Callback):
     """After each validation: ``samples/step_NNNNNN.png`` with real images, samples and means, left to right.
 
-    The same latents are used throughout, so that the pictures of a run can be compared. Does nothing for models
-    that do not make images.
+    After the test the same as ``samples/test.png``, and as arrays in ``samples/test.npz`` for a comparison of runs.
+    The same latents are used throughout, so that the pictures of a run can be compared. Does nothing for models that do
+    not make images.
 
     Args:
         rows: and as many columns in each of the three panels.
@@ -87,8 +103,11 @@ class SampleGrid(Callback):
             likelihood = model.likelihood(model.sample_prior(self.rows**2))
             generated = [likelihood.sample(), likelihood.mean]
         real = data.images(split)[: self.rows**2]
-        image = picture([to_unit(images, data.likelihood).cpu() for images in (real, *generated)], self.rows)
-        save_png(image, Path(trainer.default_root_dir) / FOLDER / name)
+        panels = [to_unit(images, data.likelihood).cpu() for images in (real, *generated)]
+        image, folder = picture(panels, self.rows), Path(trainer.default_root_dir) / FOLDER
+        save_png(image, folder / name)
+        if split == "test":
+            save_arrays(panels[0], panels[1], panels[2], folder / ARRAYS)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image(f"samples/{split}", image, trainer.global_step)
             trainer.logger.experiment.flush()  # TensorBoard would show it only after two minutes

@@ -40,7 +40,8 @@ def condense(message: str) -> str:
     )
     message = re.sub(r"<class '([^']+)'>", r"\1", message)
     message = re.sub(r"NestedArg\(key='([^']*)', val='([^']*)'\)", r"\1: \2", message)
-    message = re.sub(r"(Option '[^']+' is not accepted)", r"\1; see alws fit --help for those there are", message)
+    advice = "; see alws fit --help for those there are"  # once: messages pass here again on their way out
+    message = re.sub(rf"(Option '[^']+' is not accepted)(?!{advice})", rf"\1{advice}", message)
     message = re.sub(
         r"Unexpected config:\s*$", "a config holds no settings; write some, or give one of configs/ instead", message
     )

@@ -54,6 +54,7 @@ def test_run_folder_holds_everything(run: Path) -> None:
     assert sorted(file.name for file in (run / "samples").iterdir()) == [
         "step_000005.png",
         "step_000010.png",
+        "test.npz",
         "test.png",
     ]
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
@@ -361,6 +362,8 @@ def test_condense_keeps_what_matters() -> None:
         "  Given value type: <class 'str'>\n  Given value: Nope"
     )
     assert condense(message) == 'Parser key "data": there is no class named Nope; see --help for those there are'
+    refused = condense("Option 'foo' is not accepted")
+    assert condense(refused) == refused == "Option 'foo' is not accepted; see alws fit --help for those there are"
 
 
 def test_flatten_names_settings_as_on_the_command_line() -> None:

@@ -9,7 +9,9 @@ import pytest
 import cli
 from cli import CONFIGS, main
 
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+ALL = sorted(CONFIGS.rglob("*.yaml"))
+PLANS = [file for file in ALL if file.parent.name == "comparisons"]  # tests/comparison/test_plan.py
+FILES = [file for file in ALL if file not in PLANS]
 IMAGES = [file for file in FILES if file.parent.name != "experiments"]  # those whose data can be chosen
 CASES = [(file, None) for file in FILES] + [(file, data) for file in IMAGES for data in ("Digits", "MNIST")]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -45,6 +47,8 @@ def test_help_names_every_config(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert exit_.value.code == 0
     shown = "".join(capsys.readouterr().out.split())
-    for file in FILES:
+    for file in ALL:
         assert str(file.relative_to(CONFIGS.parent)) in shown
     assert cli.list_configs().startswith("configs: ")
+    assert cli.list_configs().endswith("; plans: " + ", ".join(str(file.relative_to(CONFIGS.parent)) for file in PLANS))
+    assert "alwscompareRUN" in shown

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from runs import Images, Numbers, image_model, trainer
 from torch import Tensor
 
-from callbacks.sample_grid import SampleGrid, picture, save_png, to_unit
+from callbacks.sample_grid import SampleGrid, picture, save_arrays, save_png, to_unit
 from lightning_alws.errors import UserError
 
 ROWS = 2
@@ -111,10 +111,34 @@ def test_the_averaged_model_is_drawn(tmp_path: Path) -> None:
 def test_test_shows_test_images(tmp_path: Path) -> None:
     data = Images()
     trainer(tmp_path, [SampleGrid(ROWS)]).test(image_model(), datamodule=data, verbose=False)
-    assert [file.name for file in (tmp_path / "samples").iterdir()] == ["test.png"]
+    assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == ["test.npz", "test.png"]
     real, _, _ = panels(read(tmp_path / "samples" / "test.png"), 32, ROWS)
     for index in range(ROWS**2):
         assert torch.equal(tile(real, index, 32, ROWS), enlarged(data.images("test")[index], 4))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_test_leaves_arrays_of_what_it_shows(tmp_path: Path, likelihood: str) -> None:
+    data = Images(likelihood)
+    trainer(tmp_path, [SampleGrid(ROWS)]).test(image_model(likelihood), datamodule=data, verbose=False)
+    shown = panels(read(tmp_path / "samples" / "test.png"), 32, ROWS)
+    with np.load(tmp_path / "samples" / "test.npz") as arrays:
+        assert sorted(arrays) == ["means", "real", "samples"]
+        for name, panel in zip(("real", "samples", "means"), shown, strict=True):
+            assert arrays[name].dtype == np.uint8
+            assert arrays[name].shape == (ROWS**2, 1, 8, 8)
+            for index, image in enumerate(arrays[name]):
+                large = torch.from_numpy(image).int().repeat_interleave(4, 1).repeat_interleave(4, 2)
+                assert torch.equal(tile(panel, index, 32, ROWS), large.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(("shape", "kept"), [((1, 32, 32), 64), ((3, 64, 64), 28)], ids=str)
+def test_arrays_stay_below_a_megabyte(tmp_path: Path, shape: tuple[int, int, int], kept: int) -> None:
+    """Noise, which no compression makes smaller."""
+    save_arrays(torch.rand(64, *shape), torch.rand(64, *shape), torch.rand(64, *shape), tmp_path / "test.npz")
+    assert (tmp_path / "test.npz").stat().st_size < 2**20
+    with np.load(tmp_path / "test.npz") as arrays:
+        assert [len(arrays[name]) for name in ("real", "samples", "means")] == [kept] * 3
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 9])
