@@ -1,4 +1,4 @@
-"""Decoders, encoders and feature networks. None has BatchNorm: sleep and wake batches must pass the same function.
+"""Decoders, encoders, feature networks and critics. None has BatchNorm: all batches must pass the same function.
 
 Decoders give unbounded outputs; what they mean (logits, a mean before tanh) is the observation model's business.
 """
@@ -120,6 +120,49 @@ class MLPFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+class MLPCritic(nn.Module):
+    """x → one number D(x), fully connected layers with LeakyReLU (slope 0.2); the last has no bias.
+
+    A constant added to a critic changes none of its differences, and would drift by rounding errors alone.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], hidden: list[int] = [256, 256]) -> None:  # noqa: B006
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in itertools.pairwise([math.prod(event_shape), *hidden]):
+            layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Linear([math.prod(event_shape), *hidden][-1], 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[:, 0]
+
+
+class ConvCritic(nn.Module):
+    """x (N, C, H, W) → one number D(x): convolutions of stride 2 down to 4 × 4, LeakyReLU (slope 0.2), a linear layer.
+
+    At 32 × 32 the widths are ndf, 2·ndf, 4·ndf. Without BatchNorm, which would make D(x) depend on the other images of
+    the batch, and the last layer without bias, as in :class:`MLPCritic`.
+
+    Args:
+        event_shape: (C, H, W), square, a power of two from 8 up.
+        ndf: width of the first layer.
+
+    Raises:
+        UserError: the images have another size.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], ndf: int = 64) -> None:
+        super().__init__()
+        widths = [event_shape[0], *(ndf * 2**i for i in range(_doublings(event_shape)))]
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[:, 0]
 
 
 class ConvFeatures(nn.Module):

@@ -20,6 +20,7 @@ from lightning_alws.models import ImageModel
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import DCGANDecoder, MLPDecoder
 from lightning_alws.priors import (
+    BernoulliPrior,
     CategoricalPrior,
     CirclePrior,
     FlowPrior,
@@ -245,6 +246,7 @@ def test_logger_takes_a_model_made_in_python(tmp_path: Path) -> None:
 PRIORS: dict[str, PriorBuilder] = {
     "LaplacePrior": LaplacePrior,
     "UniformPrior": UniformPrior,
+    "BernoulliPrior": BernoulliPrior,
     "GaussianMixturePrior": functools.partial(GaussianMixturePrior, components=3),
     "FlowPrior": functools.partial(FlowPrior, transforms=2, bins=4, hidden=(8,)),
 }
@@ -302,6 +304,6 @@ def test_training_moves_every_parameter_under_every_prior(prior: PriorBuilder, t
 
 
 @pytest.mark.parametrize("prior", [CirclePrior, functools.partial(CategoricalPrior, 3)])
-def test_priors_that_are_not_over_real_numbers_are_refused(prior: Any) -> None:
-    with pytest.raises(UserError, match="model.prior is no prior over 3 real numbers"):
+def test_priors_that_are_not_over_vectors_are_refused(prior: Any) -> None:
+    with pytest.raises(UserError, match="model.prior is no prior over 3 numbers"):
         generator("bernoulli", prior=prior)

@@ -1,4 +1,4 @@
-"""Every decoder and feature network: shapes, gradients, no BatchNorm, the published initialisation."""
+"""Every decoder, feature network and critic: shapes, gradients, no BatchNorm, the published initialisation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ from torch import nn
 
 from lightning_alws import networks
 from lightning_alws.errors import UserError
-from lightning_alws.networks import ConvFeatures, DCGANDecoder, LinearFeatures, MLPDecoder, MLPFeatures, mlp
+from lightning_alws.networks import (
+    ConvCritic,
+    ConvFeatures,
+    DCGANDecoder,
+    LinearFeatures,
+    MLPCritic,
+    MLPDecoder,
+    MLPFeatures,
+    mlp,
+)
 
 SHAPES = [(1, 8, 8), (1, 32, 32), (3, 64, 64)]
 LATENT_DIM = 5
 DECODERS: list[type[nn.Module]] = [MLPDecoder, DCGANDecoder]
 FEATURES: list[type[nn.Module]] = [LinearFeatures, MLPFeatures, ConvFeatures]
+CRITICS: list[type[nn.Module]] = [MLPCritic, ConvCritic]
 SMALL: dict[type[nn.Module], dict[str, Any]] = {
     MLPDecoder: {"hidden": [7, 6]},
     DCGANDecoder: {"ngf": 2},
     LinearFeatures: {"width": 9},
     MLPFeatures: {"hidden": [7, 6], "width": 9},
     ConvFeatures: {"ndf": 2, "width": 9},
+    MLPCritic: {"hidden": [7, 6]},
+    ConvCritic: {"ndf": 2},
 }
 Build = Callable[[tuple[int, ...]], tuple[nn.Module, torch.Tensor, tuple[int, ...]]]
 
@@ -33,16 +45,16 @@ def build(network: type[nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, 
     """The network, an input of four rows, and the shape its output must have."""
     if network in DECODERS:
         return network(LATENT_DIM, shape, **SMALL[network]), torch.randn(4, LATENT_DIM), (4, *shape)
-    return network(shape, **SMALL[network]), torch.randn(4, *shape), (4, 9)
+    return network(shape, **SMALL[network]), torch.randn(4, *shape), (4,) if network in CRITICS else (4, 9)
 
 
-every_network = pytest.mark.parametrize("network", DECODERS + FEATURES)
+every_network = pytest.mark.parametrize("network", DECODERS + FEATURES + CRITICS)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def test_no_network_is_left_out() -> None:
     there = {c for _, c in inspect.getmembers(networks, inspect.isclass) if c.__module__ == networks.__name__}
-    assert there == {*DECODERS, *FEATURES}
+    assert there == {*DECODERS, *FEATURES, *CRITICS}
 
 
 @every_network
@@ -113,7 +125,7 @@ def test_convolutional_features_go_down_to_4_pixels() -> None:
     assert (linear.in_features, linear.out_features) == (12 * 4 * 4, 11)
 
 
-@pytest.mark.parametrize("network", [DCGANDecoder, ConvFeatures])
+@pytest.mark.parametrize("network", [DCGANDecoder, ConvFeatures, ConvCritic])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 16), (1, 4, 4), (3, 1, 1), (1, 48, 48), (784,)], ids=str)
 def test_image_sizes_that_a_convolution_cannot_take_are_named(network: type[nn.Module], shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError) as error:
@@ -122,11 +134,22 @@ def test_image_sizes_that_a_convolution_cannot_take_are_named(network: type[nn.M
     assert "MLP" in str(error.value)  # what to do
 
 
-@pytest.mark.parametrize("network", [MLPDecoder, LinearFeatures, MLPFeatures])
+@pytest.mark.parametrize("network", [MLPDecoder, LinearFeatures, MLPFeatures, MLPCritic])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2, 3, 5), (17,)], ids=str)
 def test_the_others_take_every_shape(network: type[nn.Module], shape: tuple[int, ...]) -> None:
     net, x, expected = build(network, shape)
     assert net(x).shape == expected
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_critics_have_no_constant_and_a_slope_below_zero(critic: type[nn.Module]) -> None:
+    net, x, _ = build(critic, (1, 8, 8))
+    *_, last = (layer for layer in net.modules() if isinstance(layer, nn.Linear))
+    assert last.bias is None
+    assert {layer.negative_slope for layer in net.modules() if isinstance(layer, nn.LeakyReLU)} == {0.2}
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).sum(), x)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
 
 
 def test_features_are_linear() -> None:

@@ -14,6 +14,7 @@ from torch.distributions import Distribution, Laplace, MultivariateNormal, Norma
 import lightning_alws.priors as priors
 from lightning_alws.errors import UserError
 from lightning_alws.priors import (
+    BernoulliPrior,
     CategoricalPrior,
     CirclePrior,
     FlowPrior,
@@ -45,6 +46,8 @@ CASES = {
     "LaplacePrior": perturbed(lambda: LaplacePrior(2)),
     "UniformPrior": perturbed(lambda: UniformPrior(2, -1.0, 0.5)),
     "CirclePrior": perturbed(CirclePrior),
+    "BernoulliPrior": perturbed(lambda: BernoulliPrior(3)),
+    "BernoulliPrior-fixed": perturbed(lambda: BernoulliPrior(3, learnt=False)),
     "CategoricalPrior": perturbed(lambda: CategoricalPrior(K)),
     "CategoricalPrior-fixed": perturbed(lambda: CategoricalPrior(K, learnt=False)),
     "GaussianMixturePrior-full": perturbed(lambda: GaussianMixturePrior(K, 2)),
@@ -75,6 +78,8 @@ def everywhere(prior: Prior) -> tuple[Tensor, float]:
     """Points that cover the support of a prior with a latent of one or two dimensions, and the measure of each."""
     if isinstance(prior, CategoricalPrior):
         return torch.arange(prior.num_classes), 1.0
+    if isinstance(prior, BernoulliPrior):
+        return torch.cartesian_prod(*[torch.arange(2.0).double()] * prior.dim), 1.0
     if isinstance(prior, CirclePrior):
         angle, step = grid(-math.pi, math.pi, 500, 1)
         return torch.cat([angle.cos(), angle.sin()], 1), step
@@ -234,6 +239,15 @@ def test_categorical_is_torchs() -> None:
     assert stats.chisquare(torch.bincount(z, minlength=K), expected).pvalue > 1e-3
 
 
+def test_binary_prior_is_torchs() -> None:
+    prior = CASES["BernoulliPrior"]()
+    z = prior.sample(20_000)
+    reference = torch.distributions.Bernoulli(logits=prior.logits)
+    torch.testing.assert_close(prior.log_prob(z), reference.log_prob(z).sum(1))
+    torch.testing.assert_close(prior.probabilities, reference.probs)
+    assert torch.equal(BernoulliPrior(4).probabilities, torch.full((4,), 0.5))
+
+
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 @pytest.mark.parametrize("dim", [1, 3])
 def test_mixture_is_torchs_and_so_are_its_gradients(covariance: str, dim: int) -> None:
@@ -287,7 +301,8 @@ def test_values_are_the_real_numbers_of_a_sample(case) -> None:
     else:
         assert torch.equal(values, z[:, 1:] if isinstance(prior, GaussianMixturePrior) else z)
     assert values.dtype == torch.float64
-    assert prior.real == (not isinstance(prior, CategoricalPrior | CirclePrior | GaussianMixturePrior))
+    discrete = BernoulliPrior | CategoricalPrior | CirclePrior | GaussianMixturePrior
+    assert prior.real == (not isinstance(prior, discrete))
 
 
 @pytest.mark.parametrize("case", ["full", "diagonal", "1d"])
@@ -315,7 +330,7 @@ def test_mixture_by_component(case: str) -> None:
     torch.testing.assert_close(draws[:, 1:].T.cov().view_as(covariance), covariance, rtol=0.1, atol=0.01)
 
 
-@pytest.mark.parametrize("case", ["CategoricalPrior", "GaussianMixturePrior-full", "FlowPrior"])
+@pytest.mark.parametrize("case", ["BernoulliPrior", "CategoricalPrior", "GaussianMixturePrior-full", "FlowPrior"])
 def test_a_nan_parameter_makes_a_nan_density_and_no_exception(case: str) -> None:
     prior = CASES[case]()
     with torch.no_grad():
@@ -359,6 +374,7 @@ def test_importing_priors_leaves_torchs_validation_as_it_was() -> None:
         (lambda: LaplacePrior(-1), "dim is -1"),
         (lambda: UniformPrior(1, 2.0, 2.0), "low is 2.0 and prior.high is 2.0"),
         (lambda: UniformPrior(1, 0.0, math.inf), "high is inf"),
+        (lambda: BernoulliPrior(0), "dim is 0"),
         (lambda: CategoricalPrior(0), "num_classes is 0"),
         (lambda: GaussianMixturePrior(0, 2), "components is 0"),
         (lambda: GaussianMixturePrior(2, 2, scale=0.0), "scale is 0"),

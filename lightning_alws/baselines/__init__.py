@@ -5,14 +5,18 @@ from lightning_alws.baselines.al_p import ParticleLearning
 from lightning_alws.baselines.iwae import IWAE
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
+from lightning_alws.baselines.rws import ReweightedWakeSleep
 from lightning_alws.baselines.vae import ImageVAE, VariationalAutoencoder
+from lightning_alws.baselines.wgan_gp import WGANGP
 
 __all__ = [
     "IWAE",
+    "WGANGP",
     "ImageVAE",
     "LogisticNormalVAE",
     "NetworkLearning",
     "NeuralProcessELBO",
     "ParticleLearning",
+    "ReweightedWakeSleep",
     "VariationalAutoencoder",
 ]

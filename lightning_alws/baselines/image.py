@@ -17,7 +17,7 @@ from lightning_alws.errors import UserError
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.networks import ConvFeatures, DCGANDecoder, Decoder
-from lightning_alws.priors import PriorBuilder, StandardNormal
+from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
 
 EncoderBuilder = Callable[[tuple[int, ...]], nn.Module]
 
@@ -77,19 +77,23 @@ class ImageEncoderMethod(ImageMethod, LowerBoundMethod):
         settings: those of :class:`ImageMethod`.
 
     Raises:
-        UserError: as there, and where latents are no vectors of real numbers.
+        UserError: as there, and for a prior that :meth:`check_prior` refuses.
     """
 
     def __init__(self, encoder: EncoderBuilder = ConvFeatures, **settings: Any) -> None:
         super().__init__(**settings)
-        if not self.generative.latents_are_real:
-            raise UserError(
-                f"model.prior is {type(self.generative.prior).__name__}, whose latents are not real numbers alone; "
-                f"{type(self).__name__} takes priors over real numbers, such as StandardNormal."
-            )
+        self.check_prior(self.generative.prior)
         self.encoder = nn.Sequential(encoder(self.image_shape), nn.ReLU())
         with torch.no_grad():
             self.feature_width = self.encoder(torch.zeros(1, *self.image_shape)).shape[1]
+
+    def check_prior(self, prior: Prior) -> None:
+        """Raise a UserError for a prior over latents that the method's q(z|x) is no distribution of."""
+        if not prior.real:
+            raise UserError(
+                f"model.prior is {type(prior).__name__}, whose latents are not real numbers alone; "
+                f"{type(self).__name__} takes priors over real numbers, such as StandardNormal."
+            )
 
     def features(self, x: Tensor) -> Tensor:
         """h(x) for images x (B, C, H, W), shape (B, feature_width)."""

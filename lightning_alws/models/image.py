@@ -64,7 +64,7 @@ class ImageGenerator(LatentVariableModel):
         latent_dim: dimension of z.
         decoder: builds the decoder from ``latent_dim`` and ``image_shape``.
         noise_floor: least σ of Gaussian pixels.
-        prior: builds the prior over ``latent_dim`` real numbers.
+        prior: builds the prior over ``latent_dim`` numbers.
 
     Raises:
         UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
@@ -101,8 +101,8 @@ class ImageGenerator(LatentVariableModel):
             self.prior = prior(dim=latent_dim)
         except TypeError as error:
             raise UserError(
-                f"model.prior is no prior over {latent_dim} real numbers ({error}); use StandardNormal, LaplacePrior, "
-                "UniformPrior, GaussianMixturePrior or FlowPrior."
+                f"model.prior is no prior over {latent_dim} numbers ({error}); use StandardNormal, LaplacePrior, "
+                "UniformPrior, BernoulliPrior, GaussianMixturePrior or FlowPrior."
             ) from error
         self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
@@ -135,7 +135,8 @@ class ImageModel(AmortisedLearning):
         learning: how it is trained.
         noise_floor: least noise scale σ of Gaussian pixels in [−1, 1]; with 0, training on grey images diverges
             sooner or later. Binary pixels have none.
-        prior: over z, of those that take a ``dim``: standard normal, Laplace, uniform, mixture of Gaussians, flow.
+        prior: over z, of those that take a ``dim``: standard normal, Laplace, uniform, binary,
+            mixture of Gaussians, flow.
         image_shape: (C, H, W); comes from the data module.
         likelihood: "bernoulli" or "gaussian"; comes from the data module.
     """

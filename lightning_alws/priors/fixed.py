@@ -54,7 +54,7 @@ class Prior(nn.Module, ABC):
 
 
 class PriorBuilder(Protocol):
-    """Builds a prior over vectors of ``dim`` real numbers, as most classes of priors do."""
+    """Builds a prior over vectors of ``dim`` numbers, as most classes of priors do."""
 
     def __call__(self, *, dim: int) -> Prior:
         """The prior."""

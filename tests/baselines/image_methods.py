@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_alws.baselines import IWAE, ImageVAE, NetworkLearning, ParticleLearning
+from lightning_alws.baselines import IWAE, WGANGP, ImageVAE, NetworkLearning, ParticleLearning, ReweightedWakeSleep
 from lightning_alws.baselines.image import ImageMethod
 from lightning_alws.models.image import ImageGenerator
-from lightning_alws.networks import MLPDecoder, MLPFeatures
+from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
+from lightning_alws.priors import BernoulliPrior
 
 SHAPE = (1, 2, 3)  # six pixels: few enough for every image to be enumerated
 ENCODER = functools.partial(MLPFeatures, hidden=[], width=8)
+CRITIC = functools.partial(MLPCritic, hidden=[8])
 SMALL: dict[str, Any] = {
     "latent_dim": 2,
     "decoder": functools.partial(MLPDecoder, hidden=[6]),
@@ -29,6 +31,9 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
     "al_p": functools.partial(ParticleLearning, encoder=ENCODER, sleep_samples=20, particles=2, hidden=8, **SMALL),
     "al_nn": functools.partial(NetworkLearning, encoder=ENCODER, sleep_samples=20, inner_steps=2, **SMALL),
+    "rws": functools.partial(ReweightedWakeSleep, encoder=ENCODER, samples=5, **SMALL),
+    "rws, binary": functools.partial(ReweightedWakeSleep, encoder=ENCODER, samples=5, prior=BernoulliPrior, **SMALL),
+    "wgan_gp": functools.partial(WGANGP, critic=CRITIC, **SMALL),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 
@@ -47,10 +52,13 @@ def images(count: int) -> Tensor:
 
 
 def log_marginal(model: ImageGenerator, x: Tensor, points: int = 121, limit: float = 7.0) -> Tensor:
-    """log p_θ(x_b) of a model with two standard normal latents, by the trapezium rule, shape (B,)."""
-    line = torch.linspace(-limit, limit, points, dtype=torch.float64)
-    z = torch.cartesian_prod(line, line)
-    log_volume = 2 * float((line[1] - line[0]).log())
+    """log p_θ(x_b) of a model with two latents, by the trapezium rule, or binary ones, by enumeration, shape (B,)."""
+    if isinstance(model.prior, BernoulliPrior):
+        z, log_volume = torch.cartesian_prod(*[torch.arange(2.0).double()] * model.latent_dim), 0.0
+    else:
+        line = torch.linspace(-limit, limit, points, dtype=torch.float64)
+        z = torch.cartesian_prod(line, line)
+        log_volume = 2 * float((line[1] - line[0]).log())
     likelihood = model.likelihood(z)
     log_prob = torch.stack([likelihood.log_prob(one.expand(len(z), *one.shape)) for one in x])
     return (log_prob + model.log_prior(z)).logsumexp(1) + log_volume
