@@ -49,7 +49,7 @@ class LogLikelihood(Callback):
     log p_θ(x_b, z_sb) − log q(z_sb|x_b) for z_sb ~ q, shape (samples, B), ``test/log_likelihood_encoder`` is what
     importance sampling with it gives on the same images, and ``test/effective_samples_encoder`` its effective samples.
 
-    Does nothing for models without ``evaluation_model`` or data without ``images``.
+    Does nothing for models without ``evaluation_model``, or whose ``has_likelihood`` is false, and data without ``images``.
 
     Args:
         method: ``auto``, ``prior``, ``encoder`` or ``annealed``.
@@ -201,7 +201,8 @@ class LogLikelihood(Callback):
     def _applies(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
-        return hasattr(trainer.datamodule, "images") and hasattr(pl_module, "evaluation_model")  # type: ignore[attr-defined]
+        makes_images = hasattr(trainer.datamodule, "images") and hasattr(pl_module, "evaluation_model")  # type: ignore[attr-defined]
+        return makes_images and getattr(pl_module, "has_likelihood", True)
 
     def _images(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> Tensor:
         # Under a precision such as 64-true the trainer converts its batches, but not these.

@@ -36,9 +36,14 @@ class LatentVariableModule(GuardedModule):
             evaluated (0: none). The decay starts smaller, at 0 in the first step and min(averaging, (1 + t)/(10 + t))
             after t of them, so that the initial weights are forgotten.
 
+    Attributes:
+        has_likelihood: whether log p_θ(x) of the trained model means anything, so that callbacks estimate it.
+
     Raises:
         UserError: ``averaging`` is not in [0, 1).
     """
+
+    has_likelihood: bool = True
 
     def __init__(self, generative: GenerativeModel, averaging: float = 0.0) -> None:
         super().__init__()

@@ -15,8 +15,8 @@ is stepped by the strategy as any other, and its state is in the checkpoint.
 
 **Likelihood.** The critic sees means E[x|z] alone. Binary pixels have no further parameter, and p_θ(x|z) remains that
 of the other methods. The noise scale of grey pixels is learnt from nothing: it is held at half a grey level (and
-``noise_floor``, here 0 by default), so that samples look like means. log p_θ(x) of grey images is then a number without
-meaning.
+``noise_floor``, here 0 by default), so that samples look like means. log p_θ(x) of grey images then means nothing and is
+not estimated.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class WGANGP(ImageMethod):
         self.automatic_optimization = False
         for model in {self.generative, self.evaluation_model}:
             if isinstance(model.pixels, GaussianPixels):  # type: ignore[union-attr]
+                self.has_likelihood = False
                 nn.init.constant_(model.pixels.log_scale.requires_grad_(False), math.log(HALF_A_GREY_LEVEL))
         self.critic = critic(self.image_shape)
         self.penalty_weight, self.critic_steps = penalty, critic_steps

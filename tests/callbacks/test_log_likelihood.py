@@ -263,10 +263,12 @@ class Bare(pl.LightningModule):
     validation_step = test_step
 
 
-@pytest.mark.parametrize("case", ["other data", "no model", "fast_dev_run", "val_samples=0"])
+@pytest.mark.parametrize("case", ["other data", "no model", "no likelihood", "fast_dev_run", "val_samples=0"])
 def test_does_nothing_where_it_does_not_apply(tmp_path: Path, case: str) -> None:
     callback = LogLikelihood(num_samples=10, val_samples=0 if case == "val_samples=0" else 10)
     module = Bare() if case == "no model" else image_model()
+    if case == "no likelihood":
+        module.has_likelihood = False
     data = Numbers() if case == "other data" else Images()
     run = trainer(tmp_path, [callback], fast_dev_run=case == "fast_dev_run")
     run.validate(module, datamodule=data, verbose=False)
