@@ -49,7 +49,8 @@ class LogLikelihood(Callback):
     log p_θ(x_b, z_sb) − log q(z_sb|x_b) for z_sb ~ q, shape (samples, B), ``test/log_likelihood_encoder`` is what
     importance sampling with it gives on the same images, and ``test/effective_samples_encoder`` its effective samples.
 
-    Does nothing for models without ``evaluation_model``, or whose ``has_likelihood`` is false, and data without ``images``.
+    Does nothing for models without ``evaluation_model``, those whose ``has_likelihood`` is false, and data without
+    ``images``.
 
     Args:
         method: ``auto``, ``prior``, ``encoder`` or ``annealed``.

@@ -15,8 +15,8 @@ is stepped by the strategy as any other, and its state is in the checkpoint.
 
 **Likelihood.** The critic sees means E[x|z] alone. Binary pixels have no further parameter, and p_θ(x|z) remains that
 of the other methods. The noise scale of grey pixels is learnt from nothing: it is held at half a grey level (and
-``noise_floor``, here 0 by default), so that samples look like means. log p_θ(x) of grey images then means nothing and is
-not estimated.
+``noise_floor``, here 0 by default), so that samples look like means. log p_θ(x) of grey images then means nothing and
+is not estimated.
 """
 
 from __future__ import annotations
