@@ -32,15 +32,24 @@ def free_running(paths: Tensor, lag: int = 48) -> tuple[float, float]:
     Returns:
         Both not a number where the states do not go round.
     """
-    centred = paths.double() - paths.double().mean((0, 1))
-    angle = torch.atan2(centred[..., 1], centred[..., 0])
-    turns = torch.remainder(angle.diff(dim=1) + math.pi, 2 * math.pi) - math.pi
-    advance = turns.cumsum(1)
+    advance = _turns(paths, paths.double().mean((0, 1))).cumsum(1)
     once, twice = (advance[:, step:] - advance[:, :-step] for step in (lag, 2 * lag))
     speed = float(once.mean().abs()) / lag
     if not speed > 0:
         return math.nan, math.nan
     return 2 * math.pi / speed, float(((twice.var() - once.var()).clamp_min(0) / lag).sqrt())
+
+
+def mean_period(paths: Tensor, centre: Tensor) -> float:
+    """2π over the mean advance of the angle about ``centre`` (2,) in one step of paths z (N, T, 2); in steps."""
+    return 2 * math.pi / float(_turns(paths, centre).mean().abs())
+
+
+def _turns(paths: Tensor, centre: Tensor) -> Tensor:
+    """The turn about the centre in each step of paths (N, T, 2), in [−π, π), float64 (N, T − 1)."""
+    away = paths.double() - centre.to(paths.device)
+    angle = torch.atan2(away[..., 1], away[..., 0])
+    return torch.remainder(angle.diff(dim=1) + math.pi, 2 * math.pi) - math.pi
 
 
 def one_step_spread(z: Tensor, draw_next: Callable[[Tensor], Tensor], picture: Callable[[Tensor], Tensor]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import DiagonalGaussian
+from lightning_alws.penalties import Penalty
 from lightning_alws.state_space import StateSpaceModel
 from lightning_alws.windows import Windows
 
@@ -94,6 +95,11 @@ class NeuralDynamicsModel(AmortisedLearning):
         model = NeuralDynamics(event_shape, latent_dim, hidden, process_scale, observation_scale)
         super().__init__(model if window is None else Windows(model, *window), learning)
         self.save_hyperparameters()
+
+    def penalty(self, penalties: list[Penalty]) -> Tensor | float:
+        """−log p(θ)/n, with n the number of windows where there are any: the objective is then that of one window."""
+        steps = self.generative.model.steps if isinstance(self.generative, Windows) else 1
+        return super().penalty(penalties) / steps
 
     def observe(self, batch: Any) -> Tensor:
         """Series (B, T, D_x), cut into their windows where there are any."""

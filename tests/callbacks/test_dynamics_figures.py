@@ -91,9 +91,10 @@ def test_the_oscillator_is_measured_and_drawn(tmp_path: Path, window: tuple[int,
     run.test(model, datamodule=data, verbose=False)
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
     assert logged["test/period_truth"] == pytest.approx(12, abs=1)
+    assert logged["test/period_data"] == pytest.approx(12, abs=3)  # two series of 8 steps
     assert logged["test/observation_scale"] == pytest.approx(float(model.dynamics.log_observation_scale.detach().exp()))
     assert logged["test/diffusion_ratio"] == pytest.approx(
-        logged["test/diffusion"] / figure.truth(data, "test").diffusion,  # type: ignore[union-attr]
+        logged["test/diffusion"] / figure.truth(data).diffusion,  # type: ignore[union-attr]
         rel=1e-4,
     )
     assert math.isfinite(logged["test/log_likelihood"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_alws.metrics.oscillation import free_running, measure, one_step_spread
+from lightning_alws.metrics.oscillation import free_running, mean_period, measure, one_step_spread
 
 PERIOD, DIFFUSION = 9.0, 0.15
 
@@ -29,6 +29,14 @@ def test_period_and_diffusion_do_not_depend_on_the_coordinates(phases: Tensor, t
         period, diffusion = free_running(paths)
         assert period == pytest.approx(PERIOD, rel=0.01)
         assert diffusion == pytest.approx(DIFFUSION, rel=0.08)
+
+
+def test_mean_period_of_few_steps(phases: Tensor) -> None:
+    centre = torch.tensor([2.0, -1.0])
+    angle = phases[:, :30]
+    assert mean_period(torch.stack([angle.cos(), angle.sin()], dim=2) + centre, centre) == pytest.approx(
+        PERIOD, rel=0.01
+    )
 
 
 def test_what_does_not_turn_has_no_period() -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gradient_error import relative_error
+from runs import trainer
 from torch import Tensor
 from torch.distributions import Normal
 
+from datamodules import Sinusoid
 from lightning_alws.errors import UserError
 from lightning_alws.kernels import GaussianKernel
 from lightning_alws.learning import Learning
 from lightning_alws.models import NeuralDynamicsModel
 from lightning_alws.models.neural_dynamics import NeuralDynamics
+from lightning_alws.penalties import NormalPenalty
 
 
 def generator(steps: int = 3) -> NeuralDynamics:
@@ -82,6 +86,16 @@ def test_every_parameter_gets_a_gradient(window: tuple[int, int] | None, averagi
     module.validation_step(batch, 0)
     assert module.posterior_mean(batch).shape == (6, 5, 2)
     assert isinstance(module.dynamics, NeuralDynamics)
+
+
+@pytest.mark.parametrize(("window", "count"), [(None, 2), ((1, 1), 16)])
+def test_log_priors_are_divided_by_what_the_objective_averages_over(
+    tmp_path: Path, window: tuple[int, int] | None, count: int
+) -> None:
+    data, prior = Sinusoid(2, 8), NormalPenalty("step.0.weight" if window is None else "model.step.0.weight", 0.5)
+    model = NeuralDynamicsModel(2, 4, Learning(60, 20, penalties=[prior]), window, event_shape=data.event_shape)
+    trainer(tmp_path, [], max_steps=1, max_epochs=-1, limit_val_batches=0).fit(model, datamodule=data)
+    torch.testing.assert_close(model.penalty([prior]), prior(model.generative) / count)
 
 
 @pytest.mark.parametrize(
