@@ -3,12 +3,18 @@
 from lightning_alws.baselines.iwae import IWAE
 from lightning_alws.baselines.logistic_normal_vae import LogisticNormalVAE
 from lightning_alws.baselines.neural_process import NeuralProcessELBO
+from lightning_alws.baselines.sivi import SIVI
+from lightning_alws.baselines.sylvester import SylvesterVAE
 from lightning_alws.baselines.vae import ImageVAE, VariationalAutoencoder
+from lightning_alws.baselines.vae_flow import PlanarFlowVAE
 
 __all__ = [
     "IWAE",
+    "SIVI",
     "ImageVAE",
     "LogisticNormalVAE",
     "NeuralProcessELBO",
+    "PlanarFlowVAE",
+    "SylvesterVAE",
     "VariationalAutoencoder",
 ]

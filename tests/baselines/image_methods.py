@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_alws.baselines import IWAE, ImageVAE
+from lightning_alws.baselines import IWAE, SIVI, ImageVAE, PlanarFlowVAE, SylvesterVAE
 from lightning_alws.baselines.image import ImageMethod
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import MLPDecoder, MLPFeatures
@@ -27,6 +27,15 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "vae": functools.partial(ImageVAE, encoder=ENCODER, **SMALL),
     "vae, laplace": functools.partial(ImageVAE, encoder=ENCODER, posterior="laplace", **SMALL),
     "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
+    **{
+        f"flow vae, {flow}": functools.partial(SylvesterVAE, encoder=ENCODER, flow=flow, **SMALL)
+        for flow in ("orthogonal", "householder", "triangular", "planar")
+    },
+    "flow vae, columns and warm-up": functools.partial(
+        SylvesterVAE, encoder=ENCODER, columns=1, flows=2, samples=3, warm_up=10, **SMALL
+    ),
+    "flow vae, not amortised": functools.partial(PlanarFlowVAE, encoder=ENCODER, **SMALL),
+    "sivi": functools.partial(SIVI, encoder=ENCODER, mixture=3, noise=[4, 3], hidden=[6], **SMALL),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 
