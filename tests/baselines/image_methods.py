@@ -27,13 +27,12 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "vae": functools.partial(ImageVAE, encoder=ENCODER, **SMALL),
     "vae, laplace": functools.partial(ImageVAE, encoder=ENCODER, posterior="laplace", **SMALL),
     "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
-    **{
-        f"flow vae, {flow}": functools.partial(SylvesterVAE, encoder=ENCODER, flow=flow, **SMALL)
-        for flow in ("orthogonal", "householder", "triangular", "planar")
-    },
-    "flow vae, columns and warm-up": functools.partial(
-        SylvesterVAE, encoder=ENCODER, columns=1, flows=2, samples=3, warm_up=10, **SMALL
+    "flow vae, orthogonal": functools.partial(SylvesterVAE, encoder=ENCODER, columns=1, **SMALL),
+    "flow vae, householder": functools.partial(
+        SylvesterVAE, encoder=ENCODER, flow="householder", flows=2, samples=3, warm_up=10, **SMALL
     ),
+    "flow vae, triangular": functools.partial(SylvesterVAE, encoder=ENCODER, flow="triangular", **SMALL),
+    "flow vae, planar": functools.partial(SylvesterVAE, encoder=ENCODER, flow="planar", **SMALL),
     "flow vae, not amortised": functools.partial(PlanarFlowVAE, encoder=ENCODER, **SMALL),
     "sivi": functools.partial(SIVI, encoder=ENCODER, mixture=3, noise=[4, 3], hidden=[6], **SMALL),
 }

@@ -50,9 +50,9 @@ def test_flows_bend_the_posterior_where_a_gaussian_cannot() -> None:
             exact = log_marginal(module.generative, x)
         others = [p for key, p in module.named_parameters() if not key.startswith("generative")]
         optimiser = torch.optim.Adam(others, lr=0.03)
-        for _ in range(200):
+        for _ in range(150):
             optimiser.zero_grad()
-            (-module.bound(x.expand(50, -1, -1, -1), module.generative).mean()).backward()  # type: ignore[operator]
+            (-module.bound(x.expand(30, -1, -1, -1), module.generative).mean()).backward()  # type: ignore[operator]
             optimiser.step()
         with torch.no_grad():
             gaps.append(float(exact - module.bound(x.expand(20_000, -1, -1, -1), module.generative).mean()))  # type: ignore[operator]
@@ -91,14 +91,14 @@ def test_warm_up_weighs_the_divergence_in_training_alone() -> None:
 
 
 def test_several_samples_give_the_importance_weighted_bound() -> None:
-    module, x = built("flow vae, columns and warm-up"), images(4)
+    module, x = built("flow vae, householder"), images(4)
     torch.manual_seed(5)
     weights = module.log_weights(x, 3, module.generative)  # type: ignore[operator]
     torch.manual_seed(5)
     torch.testing.assert_close(module.bound(x, module.generative), log_mean_weight(weights))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["flow vae, columns and warm-up", "sivi"])
+@pytest.mark.parametrize("name", ["flow vae, householder", "sivi"])
 def test_a_resumed_run_is_an_uncut_one(name: str, tmp_path: Path) -> None:
     """Cut within the warm-up, between two epochs of four batches."""
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_is_an_uncut_one(name: str, tmp_path: Path) -> None:
 
 def test_bfloat16_leaves_the_flows_in_full_precision(tmp_path) -> None:
     """Under autocast the columns of Q stay orthonormal, and draws are float32."""
-    module = METHODS["flow vae, orthogonal"](image_shape=(1, 8, 8))
+    module = METHODS["flow vae, orthogonal"](image_shape=(1, 8, 8), columns=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, flows = module.posterior(Images().images("train"))
         z, log_q = module.draw(Images().images("train"), 2)
