@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_alws.baselines.drawn_bound import DrawnBound
+from lightning_alws.baselines.drawn_bound import DrawnBound, Draws
 from lightning_alws.baselines.image import EncoderBuilder
 from lightning_alws.baselines.vae import LARGEST_LOG_SCALE, LEAST_LOG_SCALE, GaussianPosterior
 from lightning_alws.errors import UserError, check_at_least
@@ -103,7 +103,7 @@ class SIVI(DrawnBound):
             state = stage(features, state)
         return self.location(state)
 
-    def draw(self, x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    def draw(self, x: Tensor, samples: int) -> Draws:
         """As many sets of J + 1 draws of ψ as hold the samples; each z has the mixture over its own set."""
         features = self.features(x)
         of_each = min(samples, self.mixture + 1)
@@ -112,7 +112,9 @@ class SIVI(DrawnBound):
         psi = psi.unflatten(0, (sets, self.mixture + 1))
         log_scale = self.log_scale(features).to(x.dtype).clamp(LEAST_LOG_SCALE, LARGEST_LOG_SCALE)
         own = psi[:, :of_each]
-        z = GaussianPosterior(own, log_scale.expand(own.shape)).sample()
-        log_mixture = GaussianPosterior(psi[:, None], log_scale).log_prob(z[:, :, None]).logsumexp(2)
-        log_h = log_mixture - math.log(self.mixture + 1)
-        return z.flatten(0, 1)[:samples], log_h.flatten(0, 1)[:samples]
+        source = GaussianPosterior(own, log_scale.expand(own.shape))
+        z = source.sample()
+        log_h = GaussianPosterior(psi[:, None], log_scale).log_prob(z[:, :, None]).logsumexp(2)
+        # The last set may give more than is wanted.
+        z, log_h, own, scales = (part.flatten(0, 1)[:samples] for part in (z, log_h, own, source.log_scale))
+        return Draws(z, log_h - math.log(self.mixture + 1), GaussianPosterior(own, scales), z)

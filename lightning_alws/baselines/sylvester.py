@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_alws.baselines.drawn_bound import DrawnBound
+from lightning_alws.baselines.drawn_bound import DrawnBound, Draws
 from lightning_alws.baselines.image import EncoderBuilder
 from lightning_alws.baselines.vae import GaussianPosterior, location_and_log_scale
 from lightning_alws.errors import check_at_least
@@ -30,14 +30,14 @@ class FlowVAE(DrawnBound):
     def posterior(self, x: Tensor) -> tuple[GaussianPosterior, Sequence[Flow]]:
         """q(z_0|x) and the flows that follow, for images x (B, C, H, W)."""
 
-    def draw(self, x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    def draw(self, x: Tensor, samples: int) -> Draws:
         first, flows = self.posterior(x)
         shape = (samples, *first.location.shape)
         repeated = GaussianPosterior(first.location.expand(shape), first.log_scale.expand(shape))
         z = repeated.sample()
         with full_precision(x.device):
             last, log_det = through(flows, z)
-        return last, repeated.log_prob(z) - log_det
+        return Draws(last, repeated.log_prob(z) - log_det, repeated, z)
 
 
 class SylvesterVAE(FlowVAE):

@@ -21,7 +21,7 @@ from lightning_alws.errors import check_at_least
 from lightning_alws.flows import PlanarFlow
 from lightning_alws.networks import ConvFeatures
 
-INITIAL_STEP = 0.1  # standard deviation of the initial ‖u‖: flows begin near the identity, with w of about unit length
+INITIAL_STEP = 0.1  # size of the initial u: flows begin near the identity, along w of about unit length
 
 
 class PlanarFlowVAE(FlowVAE):

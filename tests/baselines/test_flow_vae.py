@@ -18,8 +18,8 @@ FLOWS = [name for name in METHODS if name.startswith("flow vae")]
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_without_a_step_the_weights_are_the_vaes(name: str) -> None:
-    """u = 0, or R₁ = 0: the same noise gives the same log p(x, z)/q(z|x)."""
+def test_without_a_step_weights_and_bound_are_the_vaes(name: str) -> None:
+    """u = 0, or R₁ = 0: the same noise gives the same log p(x, z)/q(z|x), and the same ELBO with closed divergence."""
     module, x = built(name), images(4)
     plain = built("vae")
     with torch.no_grad():
@@ -37,6 +37,11 @@ def test_without_a_step_the_weights_are_the_vaes(name: str) -> None:
         ours = module.log_weights(x, 7, plain.generative)  # type: ignore[operator]
         torch.manual_seed(5)
         torch.testing.assert_close(ours, plain.log_weights(x, 7, plain.generative))  # type: ignore[operator]
+        module.samples = 1
+        torch.manual_seed(5)
+        ours = module.bound(x, plain.generative)  # type: ignore[operator]
+        torch.manual_seed(5)
+        torch.testing.assert_close(ours, plain.bound(x, plain.generative))  # type: ignore[operator]
 
 
 def test_flows_bend_the_posterior_where_a_gaussian_cannot() -> None:
@@ -80,9 +85,10 @@ def test_warm_up_weighs_the_divergence_in_training_alone() -> None:
         torch.manual_seed(5)
         loss = module.training_step(x, 0)
         torch.manual_seed(5)
-        z, log_q = module.draw(x, 1)
-        reconstruction = module.generative.likelihood(z[0]).log_prob(x)
-        divergence = log_q[0] - module.generative.log_prior(z[0])
+        draws = module.draw(x, 1)
+        reconstruction = module.generative.likelihood(draws.z[0]).log_prob(x)
+        drawn = draws.log_q[0] - module.generative.log_prior(draws.z[0])
+        divergence = drawn - draws.known_noise(module.generative.prior)[0]
         torch.testing.assert_close(loss, -(reconstruction - module.strength * divergence).mean())
         torch.manual_seed(5)
         torch.testing.assert_close(module.bound(x, module.generative), reconstruction - divergence)
@@ -121,8 +127,8 @@ def test_bfloat16_leaves_the_flows_in_full_precision(tmp_path) -> None:
     module = METHODS["flow vae, orthogonal"](image_shape=(1, 8, 8), columns=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, flows = module.posterior(Images().images("train"))
-        z, log_q = module.draw(Images().images("train"), 2)
-    assert z.dtype == log_q.dtype == torch.float32
+        draws = module.draw(Images().images("train"), 2)
+    assert draws.z.dtype == draws.log_q.dtype == torch.float32
     q = flows[0].q
     torch.testing.assert_close(q.mT @ q, torch.eye(2).expand(len(q), 2, 2), atol=1e-5, rtol=0)
 

@@ -42,7 +42,8 @@ def test_density_is_the_mixture_over_the_drawn_means(samples: int) -> None:
     drawn: list[Tensor] = []
     means = module.means
     module.means = lambda *args: drawn.append(means(*args)) or drawn[0]  # type: ignore[method-assign, func-returns-value]
-    z, log_h = module.draw(x, samples)
+    draws = module.draw(x, samples)
+    z, log_h = draws.z, draws.log_q
     assert z.shape == (samples, 2, 2)
     assert len(drawn[0]) == 4 * math.ceil(samples / 4)
     scale = module.log_scale(module.features(x)).exp()
@@ -55,9 +56,9 @@ def test_density_is_the_mixture_over_the_drawn_means(samples: int) -> None:
 
 def test_density_far_from_the_other_means_does_not_underflow() -> None:
     module = sivi(spread=1e4, mixture=5).float()
-    z, log_h = module.draw(images(20).float(), 1)
-    assert torch.isfinite(z).all()
-    assert torch.isfinite(log_h).all()
+    draws = module.draw(images(20).float(), 1)
+    assert torch.isfinite(draws.z).all()
+    assert torch.isfinite(draws.log_q).all()
 
 
 def test_means_take_the_values_that_random_bits_give_alike_often() -> None:
@@ -93,6 +94,15 @@ def test_bound_rises_with_further_means_to_that_of_the_whole_mixture() -> None:
     assert (bounds[3] - bounds[0] > 0.3).all()
     assert ((bounds[-1] - limit).abs() < 4 * errors[-1] + 0.05).all()
     assert (limit < log_marginal(module.generative, x)).all()
+
+
+def test_noise_taken_off_the_bound_has_mean_zero() -> None:
+    """The bound of one draw, less the noise, against the mean log weight."""
+    module, x = sivi(spread=2.0, mixture=3), images(2).repeat(20_000, 1, 1, 1)
+    with torch.no_grad():
+        difference = module.bound(x, module.generative) - module.log_weights(x, 1, module.generative)[0]
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(difference) ** 0.5
+    assert float(difference.std()) > 0.1
 
 
 @pytest.mark.parametrize("mixture", [0, 1, 6])
