@@ -12,11 +12,21 @@ from lightning_alws.baselines.wgan_gp import WGANGP
 __all__ = [
     "IWAE",
     "WGANGP",
+from lightning_alws.baselines.sivi import SIVI
+from lightning_alws.baselines.sylvester import SylvesterVAE
+from lightning_alws.baselines.vae import ImageVAE, VariationalAutoencoder
+from lightning_alws.baselines.vae_flow import PlanarFlowVAE
+
+__all__ = [
+    "IWAE",
+    "SIVI",
     "ImageVAE",
     "LogisticNormalVAE",
     "NetworkLearning",
     "NeuralProcessELBO",
     "ParticleLearning",
     "ReweightedWakeSleep",
+    "PlanarFlowVAE",
+    "SylvesterVAE",
     "VariationalAutoencoder",
 ]

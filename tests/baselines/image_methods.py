@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_alws.baselines import IWAE, WGANGP, ImageVAE, NetworkLearning, ParticleLearning, ReweightedWakeSleep
+from lightning_alws.baselines import (
+    IWAE,
+    SIVI,
+    WGANGP,
+    ImageVAE,
+    NetworkLearning,
+    ParticleLearning,
+    PlanarFlowVAE,
+    ReweightedWakeSleep,
+    SylvesterVAE,
+)
 from lightning_alws.baselines.image import ImageMethod
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
@@ -34,6 +44,14 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "rws": functools.partial(ReweightedWakeSleep, encoder=ENCODER, samples=5, **SMALL),
     "rws, binary": functools.partial(ReweightedWakeSleep, encoder=ENCODER, samples=5, prior=BernoulliPrior, **SMALL),
     "wgan_gp": functools.partial(WGANGP, critic=CRITIC, **SMALL),
+    "flow vae, orthogonal": functools.partial(SylvesterVAE, encoder=ENCODER, columns=1, **SMALL),
+    "flow vae, householder": functools.partial(
+        SylvesterVAE, encoder=ENCODER, flow="householder", flows=2, samples=3, warm_up=10, **SMALL
+    ),
+    "flow vae, triangular": functools.partial(SylvesterVAE, encoder=ENCODER, flow="triangular", **SMALL),
+    "flow vae, planar": functools.partial(SylvesterVAE, encoder=ENCODER, flow="planar", **SMALL),
+    "flow vae, not amortised": functools.partial(PlanarFlowVAE, encoder=ENCODER, **SMALL),
+    "sivi": functools.partial(SIVI, encoder=ENCODER, mixture=3, noise=[4, 3], hidden=[6], **SMALL),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 
