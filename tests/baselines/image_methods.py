@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_alws.baselines import IWAE, ImageVAE
+from lightning_alws.baselines import DLGM, IWAE, ImageVAE, LangevinAutoencoder
 from lightning_alws.baselines.image import ImageMethod
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import MLPDecoder, MLPFeatures
@@ -27,6 +27,13 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "vae": functools.partial(ImageVAE, encoder=ENCODER, **SMALL),
     "vae, laplace": functools.partial(ImageVAE, encoder=ENCODER, posterior="laplace", **SMALL),
     "iwae": functools.partial(IWAE, encoder=ENCODER, samples=5, **SMALL),
+    "dlgm": functools.partial(DLGM, encoder=ENCODER, **SMALL),
+    "dlgm, tested": functools.partial(DLGM, encoder=ENCODER, moves=1, metropolis=True, **SMALL),
+    # A posterior as wide as the true ones: the published 0.05 would need far more samples than a test has.
+    "lae": functools.partial(LangevinAutoencoder, encoder=ENCODER, step_size=0.01, posterior_scale=1.2, **SMALL),
+    "lae, untested": functools.partial(
+        LangevinAutoencoder, encoder=ENCODER, step_size=0.01, metropolis=False, posterior_scale=1.2, **SMALL
+    ),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 

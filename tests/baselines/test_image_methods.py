@@ -50,7 +50,7 @@ def test_bound_is_below_the_log_likelihood(name: str) -> None:
 
 
 class Ranks(pl.Callback):
-    """Each process's parameters and draws, as files."""
+    """Each process's parameters, buffers and draws, as files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,8 @@ class Ranks(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with pl_module.noise("test"):  # type: ignore[operator]
             draw = torch.randn(3)
-        torch.save({"parameters": named(pl_module), "draw": draw}, self.folder / f"rank{trainer.global_rank}.pt")
+        state = named(pl_module) | {f"buffer {name}": buffer for name, buffer in pl_module.named_buffers()}
+        torch.save({"state": state, "draw": draw}, self.folder / f"rank{trainer.global_rank}.pt")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -69,9 +70,9 @@ def test_two_processes_keep_their_parameters_equal(name: str, tmp_path, monkeypa
     forked(tmp_path, [Ranks(tmp_path)], monkeypatch, max_steps=3).fit(module, datamodule=Images())
     one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert not torch.equal(one["draw"], two["draw"])
-    for key, value in one["parameters"].items():
-        torch.testing.assert_close(value, two["parameters"][key], rtol=0, atol=0)
-    assert any(not torch.equal(value, before[key]) for key, value in one["parameters"].items())
+    for key, value in one["state"].items():
+        torch.testing.assert_close(value, two["state"][key], rtol=0, atol=0)
+    assert any(not torch.equal(value, one["state"][key]) for key, value in before.items())
 
 
 @pytest.mark.parametrize("name", METHODS)
