@@ -60,6 +60,8 @@ class ImageMethod(LatentVariableModule):
     ) -> None:
         if not learning_rate > 0:
             raise UserError(f"model.learning_rate is {learning_rate}; give a positive number, such as 0.001.")
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"model.optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}.")
         generative = ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior, pixels)
         super().__init__(generative, averaging)
         self.image_shape = tuple(image_shape or ())

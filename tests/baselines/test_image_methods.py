@@ -93,3 +93,10 @@ def test_mistakes_are_named(name: str) -> None:
         METHODS[name](learning_rate=-1)
     with pytest.raises(UserError, match="image_shape"):
         METHODS[name](image_shape=None)
+    with pytest.raises(UserError, match="model.optimizer is 'newton'"):
+        METHODS[name](optimizer="newton")
+
+
+def test_optimiser_is_a_setting() -> None:
+    for name, law in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        assert isinstance(METHODS["vae"](optimizer=name).configure_optimizers(), law)
