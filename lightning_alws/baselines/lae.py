@@ -59,7 +59,7 @@ class LangevinAutoencoder(ImageEncoderMethod):
         self,
         encoder: EncoderBuilder = ConvFeatures,
         moves: int = 2,
-        step_size: float = 1e-4,
+        step_size: float = 1e-6,
         metropolis: bool = True,
         posterior_scale: float = 0.05,
         **settings: Any,
