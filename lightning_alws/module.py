@@ -68,13 +68,18 @@ class LatentVariableModule(GuardedModule):
         """The model to evaluate and sample from: the averaged one where there is one."""
         return self.generative if self.averaged is None else cast(GenerativeModel, self.averaged.module)
 
-    def noise(self, stream: str, index: int | None = None) -> AbstractContextManager[None]:
-        """A block whose draws are seeded by (seed, stream, rank, index); the index is the batch count by default."""
+    def noise(self, stream: str, index: int | None = None, shared: bool = False) -> AbstractContextManager[None]:
+        """A block whose draws are seeded by (seed, stream, rank, index); the index is the batch count by default.
+
+        Args:
+            shared: leave the rank out, so that all processes draw the same.
+        """
         if self._trainer is None:
             return nullcontext()
         # total_batch_idx and not global_step, which stands still under gradient accumulation.
         index = self.trainer.fit_loop.total_batch_idx if index is None else index
-        return seeded(self.device, global_seed(), stream, self.global_rank, index)
+        rank = "all" if shared else self.global_rank
+        return seeded(self.device, global_seed(), stream, rank, index)
 
     def penalty(self, penalties: list[Penalty]) -> Tensor | float:
         """−log p(θ)/n for n training data, each penalty at its strength in this step.

@@ -16,14 +16,27 @@ from lightning_alws.errors import UserError
 Decoder = Callable[[int, tuple[int, ...]], nn.Module]
 
 
-def mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, sizes = [in, hidden …, out]; UserError for a width below 1."""
+def mlp(sizes: list[int], layer_norm: bool = False, orthogonal: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between them.
+
+    Args:
+        sizes: [in, hidden …, out].
+        layer_norm: normalise each hidden layer before its ReLU.
+        orthogonal: orthogonal initial weights and no initial biases, instead of PyTorch's.
+
+    Raises:
+        UserError: a width is below 1.
+    """
     if min(sizes) < 1:
         raise UserError(f"hidden is {sizes[1:-1]}, between {sizes[0]} inputs and {sizes[-1]} outputs; give widths ≥ 1.")
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        linear = nn.Linear(inputs, outputs)
+        if orthogonal:
+            nn.init.orthogonal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        layers += [linear, *([nn.LayerNorm(outputs)] if layer_norm else []), nn.ReLU()]
+    return nn.Sequential(*layers[: -2 if layer_norm else -1])
 
 
 def small_normal(module: nn.Module, std: float = 0.01) -> None:
@@ -46,11 +59,19 @@ def _doublings(event_shape: tuple[int, ...]) -> int:
 
 
 class MLPDecoder(nn.Module):
-    """z (N, latent_dim) → (N, *event_shape) through fully connected layers with ReLU."""
+    """z (N, latent_dim) → (N, *event_shape) through fully connected layers with ReLU; options as of :func:`mlp`."""
 
-    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], hidden: list[int] = [256, 256]) -> None:  # noqa: B006
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: tuple[int, ...],
+        hidden: list[int] = [256, 256],  # noqa: B006
+        layer_norm: bool = False,
+        orthogonal: bool = False,
+    ) -> None:
         super().__init__()
-        self.net = nn.Sequential(mlp([latent_dim, *hidden, math.prod(event_shape)]), nn.Unflatten(1, event_shape))
+        layers = mlp([latent_dim, *hidden, math.prod(event_shape)], layer_norm, orthogonal)
+        self.net = nn.Sequential(layers, nn.Unflatten(1, event_shape))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z)
@@ -112,11 +133,18 @@ class LinearFeatures(nn.Module):
 
 
 class MLPFeatures(nn.Module):
-    """x → fully connected layers with ReLU on the flattened x, the last of ``width`` units linear."""
+    """x → fully connected layers with ReLU on the flattened x, the last of ``width`` units linear; as :func:`mlp`."""
 
-    def __init__(self, event_shape: tuple[int, ...], hidden: list[int] = [256, 256], width: int = 32) -> None:  # noqa: B006
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        hidden: list[int] = [256, 256],  # noqa: B006
+        width: int = 32,
+        layer_norm: bool = False,
+        orthogonal: bool = False,
+    ) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), mlp([math.prod(event_shape), *hidden, width]))
+        self.net = nn.Sequential(nn.Flatten(), mlp([math.prod(event_shape), *hidden, width], layer_norm, orthogonal))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -65,3 +67,42 @@ def flat_gradient(value: Tensor, module: nn.Module) -> Tensor:
             for p, g in zip(parameters, gradients, strict=True)
         ]
     )
+
+
+class Curve(LatentVariableModel):
+    """z ~ N(0, 1), x|z ~ N(w f(z), σ²) in one dimension: the posterior is a grid's, of as many modes as f allows."""
+
+    def __init__(self, curve: Callable[[Tensor], Tensor], scale: float) -> None:
+        super().__init__()
+        self.curve = curve
+        self.weight = nn.Parameter(torch.ones(1, 1, dtype=torch.float64))
+        self.register_buffer("log_scale", torch.tensor(scale, dtype=torch.float64).log())
+
+    def sample_prior(self, count: int) -> Tensor:
+        return torch.randn(count, 1, dtype=self.weight.dtype)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        return -0.5 * (z.square() + LOG_2_PI).sum(-1)
+
+    def likelihood(self, z: Tensor) -> Likelihood:
+        return Gaussian(self.curve(z) * self.weight, self.log_scale)
+
+    def log_posterior(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(z_n|x) up to a constant for one x (1,) and z (N,), shape (N,)."""
+        z = z[:, None]
+        return (self.log_prior(z) + self.likelihood(z).log_prob(x.expand(len(z), 1))).detach()
+
+
+def distance_to_grid(draws: Tensor, log_density: Callable[[Tensor], Tensor], limit: float = 8.0) -> float:
+    """Kolmogorov-Smirnov distance of draws (n,) from the law with that unnormalised log density on (−limit, limit)."""
+    line = torch.linspace(-limit, limit, 16_001, dtype=torch.float64)
+    density = log_density(line)
+    mass = (density - density.max()).exp()
+    steps = torch.cat([mass.new_zeros(1), (0.5 * (mass[1:] + mass[:-1])).cumsum(0)])
+    distribution = steps / steps[-1]
+    values = draws.double().nan_to_num(limit).sort().values
+    position = (values.clamp(-limit, limit) + limit) / (line[1] - line[0])
+    index = position.long().clamp_max(len(line) - 2)
+    law = distribution[index].lerp(distribution[index + 1], position - index)
+    rank = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    return float(torch.maximum((law - rank[:-1]).abs(), (law - rank[1:]).abs()).max())

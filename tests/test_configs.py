@@ -26,6 +26,8 @@ def less(text: str, data: str | None) -> list[str]:
         options += ["--model.sleep_samples", "30"]
     if "DCGANDecoder" in text:
         options += ["--model.decoder.ngf", "4"]
+    if "pixels: logistic" in text and data == "Digits":
+        options += ["--data.binarize", "false"]
     if data == "MNIST" or (data is None and "MNIST" in text.split("\ndata:")[1]):
         options += ["--data.validation_size", "20"]  # of the 40 images of the tests' files
     return options

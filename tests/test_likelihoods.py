@@ -110,7 +110,9 @@ def test_every_likelihood_is_under_contract() -> None:
     defined = {
         name
         for name in likelihoods.__all__
-        if isinstance(thing := getattr(likelihoods, name), type) and issubclass(thing, Likelihood)
+        if isinstance(thing := getattr(likelihoods, name), type)
+        and issubclass(thing, Likelihood)
+        and thing.exponential_family
     }
     assert {type(case().build()[0]).__name__ for case in CASES.values()} == defined - {"Likelihood"}
 

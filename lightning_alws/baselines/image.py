@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from lightning_alws.baselines.lower_bound import LowerBoundMethod
 from lightning_alws.errors import UserError
-from lightning_alws.models.image import ImageGenerator
+from lightning_alws.models.image import ImageGenerator, Pixels
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.networks import ConvFeatures, DCGANDecoder, Decoder
 from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
 
 EncoderBuilder = Callable[[tuple[int, ...]], nn.Module]
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 class ImageMethod(LatentVariableModule):
@@ -31,8 +32,10 @@ class ImageMethod(LatentVariableModule):
         noise_floor: least noise scale of Gaussian pixels in [−1, 1]; by default that of amortised learning, so that
             methods are compared on the same class of models. Others than amortised learning do without (0).
         prior: over z.
-        learning_rate: Adam's.
+        learning_rate: the optimiser's.
         averaging: decay of the averaged weights used for evaluation; 0 for none.
+        pixels: "auto" for the data's likelihood, or one that suits the same data.
+        optimizer: Adam, or plain stochastic gradient descent.
         image_shape: (C, H, W); comes from the data module.
         likelihood: "bernoulli" or "gaussian"; comes from the data module.
 
@@ -50,23 +53,28 @@ class ImageMethod(LatentVariableModule):
         prior: PriorBuilder = StandardNormal,
         learning_rate: float = 1e-3,
         averaging: float = 0.0,
+        pixels: Pixels = "auto",
+        optimizer: Literal["adam", "sgd"] = "adam",
         image_shape: tuple[int, int, int] | None = None,
         likelihood: Literal["bernoulli", "gaussian"] | None = None,
     ) -> None:
         if not learning_rate > 0:
             raise UserError(f"model.learning_rate is {learning_rate}; give a positive number, such as 0.001.")
-        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior), averaging)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"model.optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}.")
+        generative = ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior, pixels)
+        super().__init__(generative, averaging)
         self.image_shape = tuple(image_shape or ())
-        self.latent_dim, self.learning_rate = latent_dim, learning_rate
+        self.latent_dim, self.learning_rate, self.optimizer = latent_dim, learning_rate, OPTIMIZERS[optimizer]
         self.save_hyperparameters()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, one group for the model and one for all that helps to learn it."""
+        """One group for the model and one for all that helps to learn it."""
         model = [*self.generative.parameters()]
         known = {id(parameter) for parameter in model}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
         groups = [{"params": model, "name": "model"}, {"params": others, "name": "encoder"}]
-        return torch.optim.Adam([group for group in groups if group["params"]], lr=self.learning_rate)
+        return self.optimizer([group for group in groups if group["params"]], lr=self.learning_rate)
 
 
 class ImageEncoderMethod(ImageMethod, LowerBoundMethod):

@@ -63,3 +63,6 @@ class LowerBoundMethod(LatentVariableModule):
         with self.noise(stream, batch_idx), torch.no_grad():
             bound = self.bound(x, cast(LatentVariableModel, self.evaluation_model)).mean()
         self.log(f"{split}/{self.bound_name}", bound, sync_dist=True, batch_size=len(x))
+        if split == "test" and self.bound_name == "elbo":
+            # In the units of the Langevin autoencoder's table; of discretised pixels only is it a code length.
+            self.log("test/negative_elbo_per_dim", -bound / x[0].numel(), sync_dist=True, batch_size=len(x))

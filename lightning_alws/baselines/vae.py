@@ -130,7 +130,11 @@ def elbo(q: Posterior, model: LatentVariableModel, x: Tensor) -> Tensor:
     The divergence is exact for a Gaussian posterior and ``StandardNormal`` prior, and for Laplace and ``LaplacePrior``,
     where the model holds it as ``prior``; estimated with the same draw otherwise.
     """
-    z = q.sample()
+    return elbo_at(q.sample(), q, model, x)
+
+
+def elbo_at(z: Tensor, q: Posterior, model: LatentVariableModel, x: Tensor) -> Tensor:
+    """:func:`elbo` with z_b ~ q(z|x_b) already drawn, (B, latent_dim)."""
     divergence = q.divergence(getattr(model, "prior", None))
     if divergence is None:
         divergence = q.log_prob(z) - model.log_prior(z)

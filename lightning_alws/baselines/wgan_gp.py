@@ -89,6 +89,8 @@ class WGANGP(ImageMethod):
                 f"model.prior is {type(self.generative.prior).__name__}, whose parameters get no gradient through "
                 "samples; WGANGP takes priors without any, such as StandardNormal."
             )
+        if self.optimizer is not Adam:
+            raise UserError("model.optimizer is sgd; WGANGP takes adam only, whose betas it sets.")
         self.automatic_optimization = False
         for model in {self.generative, self.evaluation_model}:
             if isinstance(model.pixels, GaussianPixels):  # type: ignore[union-attr]

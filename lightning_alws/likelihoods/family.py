@@ -25,7 +25,14 @@ TensorMap = Callable[[Tensor], Tensor]
 
 
 class Likelihood(ABC):
-    """p(x|z_n) for N rows z_n, an exponential family with differentiable natural parameters."""
+    """p(x|z_n) for N rows z_n, an exponential family with differentiable natural parameters.
+
+    Attributes:
+        exponential_family: false for one that is none: it raises a UserError wherever natural parameters are asked for,
+            and offers ``log_prob``, ``mean`` and ``sample`` alone.
+    """
+
+    exponential_family: bool = True
 
     @property
     @abstractmethod

@@ -90,7 +90,7 @@ def monte_carlo_log_likelihood(
     is much narrower than the prior: look at ``effective_samples``.
 
     Args:
-        model: its likelihood is an exponential family.
+        model: where its likelihood is no exponential family, the matrix takes one pass for each observation.
         x: observations (B, *event).
         num_samples: S, at least 1.
         chunk_size: s, draws at a time; memory grows with B · s and with s outputs of the generator.
@@ -103,6 +103,9 @@ def monte_carlo_log_likelihood(
     weights = WeightAccumulator(len(x), x.device)
     for size in chunks(num_samples, chunk_size):
         likelihood = model.likelihood(model.sample_prior(size))
+        if not likelihood.exponential_family:
+            weights.add(torch.stack([likelihood.log_prob(one.expand(size, *one.shape)) for one in x]))
+            continue
         with full_precision(x.device):  # TensorFloat-32 would be wrong by hundreds of nats
             inner = likelihood.sufficient_statistics(x) @ likelihood.natural_parameters.T
         weights.add(inner - likelihood.log_normaliser + likelihood.log_base_measure(x)[:, None])

@@ -1,4 +1,4 @@
-"""The deep generative image model: a prior, N(0, I) unless told, a decoder network, Bernoulli or Gaussian pixels.
+"""The deep generative image model: a prior, N(0, I) unless told, a decoder network, and the law of the pixels.
 
 Source: the image experiments of kevin-w-li/al-ws; the decoder is a DCGAN generator without BatchNorm, or an MLP.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError
 from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
-from lightning_alws.likelihoods import Bernoulli, Gaussian, Likelihood
+from lightning_alws.likelihoods import Bernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from lightning_alws.networks import DCGANDecoder, Decoder
 from lightning_alws.priors import PriorBuilder, StandardNormal
 
@@ -50,7 +50,28 @@ class GaussianPixels(nn.Module):
         return Gaussian(output.tanh(), self.scale.log())
 
 
-LIKELIHOODS = ("bernoulli", "gaussian")
+class LogisticPixels(nn.Module):
+    """Decoder output (N, C, H, W) → logistic law of that location, on the 256 grey values from −1 to 1; scale learnt.
+
+    The location is not bounded: beyond the outermost grey values, which black and white pixels are, it makes them
+    certain. The scale is about a tenth of the range at first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-1.5))
+
+    @property
+    def scale(self) -> Tensor:
+        """s, a scalar."""
+        return self.log_scale.exp()
+
+    def forward(self, output: Tensor) -> Likelihood:
+        return DiscretisedLogistic(output, self.log_scale)
+
+
+Pixels = Literal["auto", "bernoulli", "gaussian", "logistic"]
+LIKELIHOODS = {"bernoulli": ("bernoulli",), "gaussian": ("gaussian", "logistic")}  # of data, and pixels that suit them
 
 
 class ImageGenerator(LatentVariableModel):
@@ -65,6 +86,8 @@ class ImageGenerator(LatentVariableModel):
         decoder: builds the decoder from ``latent_dim`` and ``image_shape``.
         noise_floor: least σ of Gaussian pixels.
         prior: builds the prior over ``latent_dim`` numbers.
+        pixels: "auto" for the data's likelihood; "logistic" for grey images in 256 levels, with which there is no
+            plug-in estimate (amortised learning then regresses log p_θ(z, x) itself).
 
     Raises:
         UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
@@ -78,6 +101,7 @@ class ImageGenerator(LatentVariableModel):
         decoder: Decoder = DCGANDecoder,
         noise_floor: float = 0.0,
         prior: PriorBuilder = StandardNormal,
+        pixels: Pixels = "auto",
     ) -> None:
         super().__init__()
         if image_shape is None or likelihood is None:
@@ -89,6 +113,12 @@ class ImageGenerator(LatentVariableModel):
         if likelihood not in LIKELIHOODS:
             raise UserError(
                 f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}."
+            )
+        kind = likelihood if pixels == "auto" else pixels
+        if kind not in LIKELIHOODS[likelihood]:
+            raise UserError(
+                f"model.pixels is '{pixels}', but the data's likelihood is '{likelihood}'; choose one of auto, "
+                f"{', '.join(LIKELIHOODS[likelihood])}, or other data."
             )
         if latent_dim < 1:
             raise UserError(f"model.latent_dim is {latent_dim}; give at least 1.")
@@ -106,7 +136,12 @@ class ImageGenerator(LatentVariableModel):
             ) from error
         self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
-        self.pixels = BernoulliPixels() if likelihood == "bernoulli" else GaussianPixels(noise_floor)
+        self.pixels: nn.Module
+        if kind == "bernoulli":
+            self.pixels = BernoulliPixels()
+        else:
+            self.pixels = GaussianPixels(noise_floor) if kind == "gaussian" else LogisticPixels()
+        self.direct_only = kind == "logistic"
 
     def sample_prior(self, count: int) -> Tensor:
         return self.prior.sample(count)
@@ -118,7 +153,7 @@ class ImageGenerator(LatentVariableModel):
         return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
-        return {"noise_scale": self.pixels.scale} if isinstance(self.pixels, GaussianPixels) else {}
+        return {"noise_scale": self.pixels.scale} if isinstance(self.pixels, GaussianPixels | LogisticPixels) else {}
 
     def likelihood(self, z: Tensor) -> Likelihood:
         # Back to the dtype of z where autocast lowered it: likelihoods of 1 000 pixels need float32.
@@ -137,6 +172,7 @@ class ImageModel(AmortisedLearning):
             sooner or later. Binary pixels have none.
         prior: over z, of those that take a ``dim``: standard normal, Laplace, uniform, binary,
             mixture of Gaussians, flow.
+        pixels: "auto" for the data's likelihood, or one that suits the same data.
         image_shape: (C, H, W); comes from the data module.
         likelihood: "bernoulli" or "gaussian"; comes from the data module.
     """
@@ -148,8 +184,10 @@ class ImageModel(AmortisedLearning):
         learning: Learning = Learning(),  # noqa: B008 (frozen)
         noise_floor: float = 0.3,
         prior: PriorBuilder = StandardNormal,
+        pixels: Pixels = "auto",
         image_shape: tuple[int, int, int] | None = None,
         likelihood: Literal["bernoulli", "gaussian"] | None = None,
     ) -> None:
-        super().__init__(ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior), learning)
+        generative = ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior, pixels)
+        super().__init__(generative, learning)
         self.save_hyperparameters()

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_alws.baselines import (
+    DLGM,
     IWAE,
     SIVI,
     WGANGP,
     ImageVAE,
+    LangevinAutoencoder,
     NetworkLearning,
     ParticleLearning,
     PlanarFlowVAE,
@@ -52,6 +54,13 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "flow vae, planar": functools.partial(SylvesterVAE, encoder=ENCODER, flow="planar", **SMALL),
     "flow vae, not amortised": functools.partial(PlanarFlowVAE, encoder=ENCODER, **SMALL),
     "sivi": functools.partial(SIVI, encoder=ENCODER, mixture=3, noise=[4, 3], hidden=[6], **SMALL),
+    "dlgm": functools.partial(DLGM, encoder=ENCODER, **SMALL),
+    "dlgm, tested": functools.partial(DLGM, encoder=ENCODER, moves=1, metropolis=True, **SMALL),
+    # A posterior as wide as the true ones: the published 0.05 would need far more samples than a test has.
+    "lae": functools.partial(LangevinAutoencoder, encoder=ENCODER, step_size=0.01, posterior_scale=1.2, **SMALL),
+    "lae, untested": functools.partial(
+        LangevinAutoencoder, encoder=ENCODER, step_size=0.01, metropolis=False, posterior_scale=1.2, **SMALL
+    ),
 }
 WITH_ENCODER = [name for name in METHODS if hasattr(METHODS[name].func, "log_weights")]  # type: ignore[attr-defined]
 

@@ -214,7 +214,9 @@ def test_callbacks_take_a_model_with_binary_latents(tmp_path: Path) -> None:
         "al": ImageModel(3, decoder, learning, **options),
         "rws": ReweightedWakeSleep(latent_dim=3, decoder=decoder, encoder=ENCODER, averaging=0.9, **options),
     }.items():
-        run = trainer(tmp_path / name, [LogLikelihood(200, 100, 5, 10, 20), SampleGrid(2)], max_steps=3)
+        run = trainer(
+            tmp_path / name, [LogLikelihood(num_samples=200, val_samples=100, max_images=5), SampleGrid(2)], max_steps=3
+        )
         run.fit(module, datamodule=Images())
         run.test(module, datamodule=Images(), verbose=False)
         assert float(run.callback_metrics["test/log_likelihood"]) < 0
