@@ -41,7 +41,7 @@ from callbacks.results import FILE as RESULTS
 from callbacks.signals import Interrupted
 from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint, last_whole
 from lightning_alws.comparison.command import compare
-from lightning_alws.errors import UserError, condense
+from lightning_alws.errors import UserError, condense, lost_process
 from lightning_alws.export import export
 from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
@@ -303,6 +303,13 @@ def main(args: list[str] | None = None) -> int:
         print(f"alws: {signal}", file=sys.stderr)
         return 128 + signal.number
     except Exception as error:
+        if not debug and (reason := lost_process(error)) is not None:
+            print(
+                f"alws: another process of this run has died ({reason}); see above what it said, or whether the system "
+                "killed it for memory, and go on with --ckpt_path last.",
+                file=sys.stderr,
+            )
+            return 1
         cause = user_error_within(error)
         if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
             raise
