@@ -1,4 +1,4 @@
-"""The command line: ``alws fit|validate|test|predict --config FILE``, a LightningCLI; ``alws compare``."""
+"""The command line: ``alws fit|validate|test|predict --config FILE``, a LightningCLI; ``alws compare``, ``export``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from callbacks.results import FILE as RESULTS
 from callbacks.signals import Interrupted
 from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint, last_whole
 from lightning_alws.comparison.command import compare
-from lightning_alws.errors import UserError, condense
+from lightning_alws.errors import UserError, condense, lost_process
+from lightning_alws.export import export
 from lightning_alws.files import atomic_write
 from lightning_alws.module import LatentVariableModule
 
@@ -258,7 +259,8 @@ def run_lightning(args: list[str]) -> None:
         parser_kwargs={
             "prog": "alws",
             "description": "Amortised learning by wake-sleep. Beside the subcommands below, alws compare RUN [RUN ...] "
-            f"compares runs, and alws compare --help tells how. {list_configs()}",
+            "compares runs, and alws export --config FILE --ckpt_path best|last|FILE writes weights as safetensors; "
+            f"alws compare --help and alws export --help tell how. {list_configs()}",
         },
         args=args,
     )
@@ -294,15 +296,24 @@ def main(args: list[str] | None = None) -> int:
     try:
         if args[:1] == ["compare"]:
             return compare(args[1:], resolve)
+        if args[:1] == ["export"]:
+            return export(args[1:], resolve)
         run_lightning(args)
     except Interrupted as signal:
         print(f"alws: {signal}", file=sys.stderr)
         return 128 + signal.number
     except Exception as error:
+        if not debug and (reason := lost_process(error)) is not None:
+            print(
+                f"alws: another process of this run has died ({reason}); see above what it said, or whether the system "
+                "killed it for memory, and go on with --ckpt_path last.",
+                file=sys.stderr,
+            )
+            return 1
         cause = user_error_within(error)
         if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
             raise
-        option = "--out" if args[:1] == ["compare"] else "--runs"
+        option = "--out" if args[:1] in (["compare"], ["export"]) else "--runs"
         advice = f"; see that {option} names a folder that can be written to" if isinstance(cause, OSError) else ""
         print(f"alws: {condense(str(cause))}{advice}", file=sys.stderr)
         return 2

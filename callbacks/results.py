@@ -22,6 +22,13 @@ from lightning_alws.files import write_json
 from lightning_alws.noise import global_seed
 
 FILE = "results.json"
+# How the names of figures begin that rest on a part of the provenance; the first that fits counts.
+FIGURES = {
+    "log_likelihood_encoder": ("log_likelihood_encoder", "effective_samples_encoder"),
+    "log_likelihood": ("log_likelihood", "effective_samples"),
+    "fid_kid": ("fid_", "kid_"),
+}
+NO_COUNTS = ("seed", "val")  # whole numbers that a test may have less of
 PACKAGES = ("alws", "torch", "torchvision", "pytorch-lightning", "torchmetrics")
 
 
@@ -30,6 +37,9 @@ class ResultsFile(Callback):
 
     The status is ``running``, then ``fitted`` and ``tested``, or ``failed`` and ``interrupted``. Other callbacks add
     what a figure needs to be understood (counts, extractor) by a method ``provenance() -> dict``.
+
+    A test of the checkpoint that was tested before replaces no figure that rests on more samples than its own; a test
+    of another checkpoint replaces them all. ``tested_step`` tells which one the test's figures are of.
     """
 
     def __init__(self) -> None:
@@ -87,14 +97,25 @@ class ResultsFile(Callback):
         path = Path(trainer.default_root_dir) / FILE
         before = json.loads(path.read_text()) if path.exists() else {}
         testing = trainer.state.fn == "test"
-        metrics = {
-            **before.get("metrics", {}),
-            **{name: _finite(float(value)) for name, value in sorted(trainer.callback_metrics.items())},
-        }
-        provenance = dict(before.get("provenance", {}))
+        metrics, provenance = dict(before.get("metrics", {})), dict(before.get("provenance", {}))
+        new = {name: _finite(float(value)) for name, value in sorted(trainer.callback_metrics.items())}
+        made: dict[str, Any] = {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "provenance"):
-                provenance.update(_finite(callback.provenance()))
+                made.update(_finite(callback.provenance()))
+        tested_step = before.get("tested_step")
+        if not testing:
+            metrics.update(new)
+            provenance = _merged(provenance, made)  # a validation's counts beside those of an earlier test
+        elif not error:  # a test that failed half-way has no figures
+            step = self._loaded["steps"] if trainer.ckpt_path is not None else trainer.global_step  # type: ignore[attr-defined]
+            if tested_step in (None, step):
+                keep_better(metrics, provenance, new, made)
+            else:
+                metrics = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+            metrics.update(new)
+            provenance.update(made)
+            tested_step = step
         training = {
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
@@ -114,6 +135,7 @@ class ResultsFile(Callback):
                 "model": type(pl_module).__name__,
                 "data": getattr(trainer.datamodule, "name", type(trainer.datamodule).__name__),  # type: ignore[attr-defined]
                 "seed": global_seed(),
+                **({} if tested_step is None else {"tested_step": tested_step}),
                 "training": before["training"] if testing and "training" in before else training,
                 "parameters": _parameters(pl_module),
                 "peak_memory_mb": peak,
@@ -128,6 +150,67 @@ class ResultsFile(Callback):
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             },
         )
+
+
+def keep_better(metrics: dict[str, Any], provenance: dict[str, Any], new: dict[str, Any], made: dict[str, Any]) -> None:
+    """Drop from a test's figures, and from what they rest on, those that rest on less than the recorded ones.
+
+    Args:
+        metrics: recorded figures.
+        provenance: what they rest on.
+        new: the test's figures, changed in place.
+        made: what these rest on, changed in place.
+    """
+    for part in list(made):
+        if part not in made:
+            continue  # left out with another
+        less = _does_less(_flat(provenance.get(part)), _flat(made[part]))
+        if less is None:
+            continue
+        setting, before, now = less
+        # Of other figures nobody knows which part they rest on: they stay together, with all of what they rest on.
+        parts = [part] if part in FIGURES else [other for other in made if other not in FIGURES and other in provenance]
+        own = part if part in FIGURES else None
+        names = [name for name in new if name.startswith("test/") and _part_of(name) == own]
+        names = [name for name in names if own or name in metrics]
+        for name in names:
+            del new[name]
+        for other in parts:
+            del made[other]
+        pl.utilities.rank_zero_warn(
+            f"{part}.{setting} is {now} in this test, but {before} in the one recorded in {FILE}, whose figures are "
+            f"kept ({', '.join(names)}); give at least as many to replace them."
+        )
+
+
+def _part_of(name: str) -> str | None:
+    """The part of the provenance that a figure rests on; None where its name does not tell."""
+    name = name.removeprefix("test/")
+    return next((part for part, starts in FIGURES.items() if name.startswith(starts)), None)
+
+
+def _does_less(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, int, int] | None:
+    """(setting, before, now) of the first count that is smaller now; None where none is, or the method is another."""
+    shared = [name for name in now if name in before]
+    if any(isinstance(now[name], str) and now[name] != before[name] for name in shared):
+        return None
+    counts = [name for name in shared if type(now[name]) is type(before[name]) is int]
+    less = (name for name in counts if now[name] < before[name] and name.rpartition(".")[2] not in NO_COUNTS)
+    return next(((name, before[name], now[name]) for name in less), None)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names; a number alone as one named ``count``."""
+    if not isinstance(value, dict):
+        return {} if value is None else {prefix.rstrip(".") or "count": value}
+    return {name: part for key, below in value.items() for name, part in _flat(below, f"{prefix}{key}.").items()}
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Nested dictionaries, the new one's values first."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}
 
 
 def _parameters(pl_module: pl.LightningModule) -> dict[str, int]:

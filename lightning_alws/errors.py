@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 
 class UserError(Exception):
     """A mistake in a setting, a file or a command line.
@@ -52,3 +54,18 @@ def condense(message: str) -> str:
     )
     text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
     return text if len(text) <= 600 else text[:600] + " …"
+
+
+def lost_process(error: BaseException) -> str | None:
+    """What the network said if an error means that another process of the run has died; None if it means no such thing.
+
+    Gloo raises plain RuntimeErrors that name its own source files; NCCL and the stores have classes of their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        text = condense(str(cause))
+        network = isinstance(cause, torch.distributed.DistError) or "gloo/transport" in text
+        if isinstance(cause, RuntimeError) and network:
+            return re.sub(r"^\[\S+\] ?", "", text).split(". ")[0].rstrip(".")  # the first sentence; then comes advice
+        cause = cause.__cause__ or cause.__context__
+    return None

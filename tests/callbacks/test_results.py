@@ -134,6 +134,16 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     assert "error" not in read(tmp_path)
 
 
+def test_a_run_that_fails_in_a_validation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = image_model()
+    monkeypatch.setattr(model, "validation_step", lambda *_: raising(ValueError("no figures"))())
+    with pytest.raises(ValueError, match="no figures"):
+        trainer(tmp_path, [ResultsFile()], val_check_interval=2).fit(model, datamodule=Images())
+    results = read(tmp_path)
+    assert (results["status"], results["error"]) == ("failed", "ValueError: no figures")
+    assert results["training"]["steps"] == 2
+
+
 @pytest.mark.usefixtures("_interrupts")
 def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     action = Action(raising(KeyboardInterrupt()), batch=1)
@@ -243,6 +253,61 @@ def test_provenance_of_all_callbacks_is_kept_from_training_to_test(tmp_path: Pat
     assert read(tmp_path)["provenance"] == {"a": {"count": 1}, "b": 2}
     trainer(tmp_path, [ResultsFile(), Figures(b=3)]).test(model, datamodule=data, verbose=False)
     assert read(tmp_path)["provenance"] == {"a": {"count": 1}, "b": 3}
+
+
+def test_a_figure_is_not_replaced_by_one_that_rests_on_less(tmp_path: Path) -> None:
+    data, last = Images(), tmp_path / "checkpoints" / "last.ckpt"
+
+    def tested(figure: float, **provenance: Any) -> dict[str, Any]:
+        callbacks = [ResultsFile(), Figures(figure, **provenance)]
+        trainer(tmp_path, callbacks).test(image_model(), datamodule=data, ckpt_path=last, verbose=False)
+        results = read(tmp_path)
+        assert results["status"] == "tested"
+        return {name: results[name] for name in ("tested_step", "provenance")} | results["metrics"]
+
+    def trained(steps: int, checkpoint: Path | None = None) -> None:
+        run = trainer(tmp_path, [ResultsFile(), RunCheckpoint(monitor=None)], max_steps=steps)
+        run.fit(image_model(), datamodule=data, ckpt_path=checkpoint)
+
+    trained(3)
+    assert "tested_step" not in read(tmp_path)
+    best = tested(0.5, part={"samples": 100, "method": "one", "seed": 4, "error": 0.3})
+    assert (best["test/figure"], best["tested_step"]) == (0.5, 3)
+    with pytest.warns(UserWarning, match=r"part.samples is 99 in this test, but 100 in the one .* \(test/figure\)"):
+        assert tested(0.7, part={"samples": 99, "method": "one", "seed": 5, "error": 0.1}) == best
+    # As many, with another seed, or another method: replaced.
+    assert tested(0.8, part={"samples": 100, "method": "one", "seed": 3})["test/figure"] == 0.8
+    assert tested(0.9, part={"samples": 5, "method": "two", "seed": 3})["test/figure"] == 0.9
+    # Trained for longer, measured by less: another model's figures.
+    trained(5, last)
+    assert read(tmp_path)["tested_step"] == 3
+    later = tested(0.1, part={"samples": 2, "method": "two"})
+    assert (later["test/figure"], later["tested_step"], later["provenance"]["part"]["samples"]) == (0.1, 5, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*whose figures are kept")
+def test_parts_are_kept_by_themselves() -> None:
+    """The likelihood rests on less, the distances on as much; a count of validation images says nothing of a test."""
+    metrics = {"test/log_likelihood": -1.0, "test/fid_means": 2.0, "test/other": 3.0, "val/fid_means": 4.0}
+    provenance = {
+        "fid_kid": {"images_compared": {"val": 9, "test": 10}},
+        "log_likelihood": {"method": "prior samples", "samples_per_image": 50},
+        "log_likelihood_encoder": {"samples_per_image": 7},
+        "a": {"count": 3},
+        "b": 4,
+    }
+    new = dict.fromkeys(metrics, 0.0) | {"test/log_likelihood_gap": 0.0, "test/log_likelihood_encoder": 0.0}
+    made = {
+        "fid_kid": {"images_compared": {"val": 2, "test": 10}},
+        "log_likelihood": {"method": "prior samples", "samples_per_image": 5},
+        "log_likelihood_encoder": {"samples_per_image": 7},
+        "a": {"count": 5},
+        "b": 3,
+        "c": 1,
+    }
+    results.keep_better(metrics, provenance, new, made)
+    assert set(new) == {"test/fid_means", "val/fid_means", "test/log_likelihood_encoder"}
+    assert set(made) == {"fid_kid", "log_likelihood_encoder", "c"}
 
 
 def test_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
