@@ -17,8 +17,6 @@ Unlike the published network, ours has no BatchNorm, so that sleep and wake batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -27,20 +25,8 @@ from torch import Tensor, nn
 from lightning_alws.baselines.image import EncoderBuilder, ImageMethod
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import LatentVariableModel
+from lightning_alws.held import held
 from lightning_alws.networks import ConvFeatures, mlp
-
-
-@contextmanager
-def held(module: nn.Module) -> Iterator[None]:
-    """A block in which a module's parameters are constants; gradients still pass through to its inputs."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 class Sampler(nn.Module):

@@ -10,29 +10,15 @@ of step 0.005, untested).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_alws.baselines.lower_bound import log_joint
 from lightning_alws.baselines.vae import ImageVAE, elbo_at
 from lightning_alws.errors import check_at_least
+from lightning_alws.held import held
 from lightning_alws.langevin import Langevin, Trajectory
-
-
-@contextmanager
-def fixed(module: nn.Module) -> Iterator[None]:
-    """A block in which no gradient reaches the module's parameters."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 class DLGM(ImageVAE):
@@ -58,7 +44,7 @@ class DLGM(ImageVAE):
         with self.noise("posterior"):
             q = self.posterior(x)
             z = q.sample()
-            with fixed(self.generative):
+            with held(self.generative):
                 bound = elbo_at(z, q, self.generative, x).mean()
             refined = self.refine(z.detach(), x)
         if self.moves:

@@ -19,7 +19,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from lightning_alws.baselines.image import EncoderBuilder, ImageEncoderMethod
-from lightning_alws.baselines.lower_bound import log_mean_weight
+from lightning_alws.baselines.lower_bound import LowerBoundMethod, log_mean_weight
 from lightning_alws.baselines.vae import GaussianPosterior
 from lightning_alws.errors import check_at_least
 from lightning_alws.generative import LatentVariableModel
@@ -56,7 +56,8 @@ class DrawnBound(ImageEncoderMethod):
 
     Args:
         encoder: builds the network from images to a vector of features.
-        samples: K, draws from q(z|x) for each image; with 1 the bound is the ELBO.
+        samples: K, draws from q(z|x) for each image; with 1 the bound is the ELBO, with more it is
+            logged as ``importance_weighted_bound``.
         warm_up: training steps in which β rises, linearly in the global step, so that a resumed run goes on as an uncut
             one would; 0 for none.
         settings: those of :class:`~lightning_alws.baselines.image.ImageMethod`.
@@ -71,6 +72,8 @@ class DrawnBound(ImageEncoderMethod):
         check_at_least("model", samples=(samples, 1), warm_up=(warm_up, 0))
         super().__init__(encoder, **settings)
         self.samples, self.warm_up = samples, warm_up
+        if samples > 1 and self.bound_name == LowerBoundMethod.bound_name:
+            self.bound_name = "importance_weighted_bound"  # which is none to be told as an ELBO
 
     @abstractmethod
     def draw(self, x: Tensor, samples: int) -> Draws:

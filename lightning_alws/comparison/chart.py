@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_alws.comparison.checks import is_distance, is_reliable
+from lightning_alws.comparison.checks import LIKELIHOODS, is_distance, is_reliable
 from lightning_alws.comparison.groups import Method
 from lightning_alws.comparison.table import METRICS, Table, better
 
@@ -84,7 +84,7 @@ def _draw_method(axis: Axes, method: Method, metric: str, place: float, colour: 
     """A dot for each seed, hollow where it is unreliable; a bar from mean − deviation to mean + deviation."""
     for record in method.records:
         value = record.metrics.get(metric, math.nan)
-        hollow = metric == "test/log_likelihood" and not is_reliable(record)
+        hollow = metric in LIKELIHOODS and not is_reliable(record, metric)
         axis.plot(
             [value], [place], "o", color=colour, markersize=4.5, markerfacecolor="white" if hollow else colour,
             alpha=1.0 if hollow or len(method.records) == 1 else 0.6, markeredgewidth=1.0,

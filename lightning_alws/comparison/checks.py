@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from callbacks.log_likelihood import RELIABLE
 from lightning_alws.checkpoints import flatten
 from lightning_alws.comparison.records import Record, as_dict
 from lightning_alws.errors import UserError
@@ -83,8 +84,10 @@ def _other_settings(record: Record) -> dict[str, Any]:
     return {name: value for name, value in made.items() if isinstance(value, str | int)}
 
 
-def is_reliable(record: Record) -> bool:
-    """Whether the log-likelihood is marked so; a run that says nothing about it is not."""
+def is_reliable(record: Record, metric: str = "test/log_likelihood") -> bool:
+    """Whether a log-likelihood is marked so, or has the effective samples; a run that says nothing about it is not."""
+    if metric == "test/log_likelihood_encoder":
+        return record.metrics.get("test/effective_samples_encoder", 0.0) >= RELIABLE
     return record.metrics.get("test/log_likelihood_reliable", 0.0) == 1.0
 
 

@@ -62,12 +62,19 @@ def run_all(runs: Sequence[tuple[PlannedRun, State]], max_minutes: float | None 
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a training, which then says so in its ``results.json``; kill it if it does not end."""
+    """Interrupt a training, which then says so in its ``results.json``; kill it if it does not end.
+
+    A killed one goes on from its last checkpoint as well; it may have been in a long validation, which it ends first.
+    """
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:
         process.wait(PATIENCE)
-    except BaseException:  # out of patience, or a second Ctrl-C
+    except subprocess.TimeoutExpired:
+        print(f"alws: the training did not stop within {PATIENCE} s; it is killed", file=sys.stderr, flush=True)
+        process.kill()
+        process.wait()
+    except BaseException:  # a second Ctrl-C
         process.kill()
         process.wait()
         raise

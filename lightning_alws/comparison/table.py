@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_alws.comparison.checks import estimator, is_reliable
+from lightning_alws.comparison.checks import LIKELIHOODS, estimator, is_reliable
 from lightning_alws.comparison.groups import Method, Spread
 from lightning_alws.comparison.records import Record, as_dict
 from lightning_alws.comparison.text import aligned, count, numbers, show
@@ -20,7 +20,7 @@ Better = Literal["max", "min"] | None
 METRICS: dict[str, str] = {
     "test/log_likelihood": "log-likelihood",
     "test/log_likelihood_encoder": "with encoder",
-    "test/negative_elbo_per_dimension": "−ELBO per dim.",
+    "test/negative_elbo_per_dim": "−ELBO per dim.",
     "test/fid_means": "FID means",
     "test/fid_samples": "FID samples",
     "test/kid_means": "KID means",
@@ -74,8 +74,8 @@ class Table:
 
     def is_doubtful(self, method: Method, metric: str) -> bool:
         """Whether a log-likelihood is unreliable in some run of the method."""
-        return metric == "test/log_likelihood" and not all(
-            is_reliable(record) for record in method.records if metric in record.metrics
+        return metric in LIKELIHOODS and not all(
+            is_reliable(record, metric) for record in method.records if metric in record.metrics
         )
 
     def best(self, metric: str) -> Method | None:
@@ -135,12 +135,12 @@ class Table:
         records = [record for method in self.methods for record in method.records]
         notes = [f"data: {records[0].results['data']}; mean ± standard deviation over seeds; {best}: the best."]
         notes += self._reference_notes()
+        if any(self.is_doubtful(method, metric) for method in self.methods for metric in self.metrics):
+            notes.append(
+                f"{DAGGER} unreliable in at least one run (too few effective samples, or bounds too far apart): too "
+                "low by an unknown amount, and never marked the best."
+            )
         if "test/log_likelihood" in self.metrics:
-            if any(self.is_doubtful(method, "test/log_likelihood") for method in self.methods):
-                notes.append(
-                    f"{DAGGER} unreliable in at least one run (too few effective samples): too low by an unknown "
-                    "amount, and never marked the best."
-                )
             notes += self._estimator_notes(records)
         for what, values in (("machines", _by(records, _machine)), ("versions", _by(records, _versions))):
             if len(values) > 1:

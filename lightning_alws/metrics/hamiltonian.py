@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.generative import LatentVariableModel
+from lightning_alws.held import held
 from lightning_alws.kernels import full_precision
 
 
@@ -127,12 +128,5 @@ def differentiable(model: nn.Module, device: torch.device) -> Iterator[None]:
     Lightning tests in inference mode, whose tensors can take no part in a gradient: observations from outside are to be
     cloned inside of the block.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.inference_mode(False), torch.enable_grad(), full_precision(device):
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(device), held(model):
+        yield

@@ -23,8 +23,6 @@ from lightning_alws.generative import LatentVariableModel
 from lightning_alws.kernels import full_precision
 from lightning_alws.networks import ConvFeatures, MLPFeatures
 
-LOG_2_PI = math.log(2 * math.pi)
-
 # The proposal's tails. On linear-Gaussian models with 2 to 16 latents, a Student t with 5 degrees of freedom cost up
 # to a third of the effective samples where the Gaussian encoder was exact, and cut the root-mean-square error by
 # 2 to 5 where the encoder was 20 % too narrow: its weights stay bounded against every joint with Gaussian tails.

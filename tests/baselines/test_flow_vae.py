@@ -97,7 +97,10 @@ def test_warm_up_weighs_the_divergence_in_training_alone() -> None:
 
 
 def test_several_samples_give_the_importance_weighted_bound() -> None:
+    """It is logged as such, not as an ELBO."""
     module, x = built("flow vae, householder"), images(4)
+    assert module.bound_name == "importance_weighted_bound"
+    assert METHODS["flow vae, householder"](samples=1).bound_name == "elbo"
     torch.manual_seed(5)
     weights = module.log_weights(x, 3, module.generative)  # type: ignore[operator]
     torch.manual_seed(5)

@@ -14,6 +14,7 @@ from image_methods import METHODS, WITH_ENCODER, built, images, log_marginal
 from runs import Images, forked, named, trainer
 
 from lightning_alws.baselines.lower_bound import LowerBoundMethod, log_mean_weight
+from lightning_alws.comparison.table import METRICS
 from lightning_alws.errors import UserError
 
 BOUNDS = [name for name in METHODS if issubclass(METHODS[name].func, LowerBoundMethod)]  # type: ignore[attr-defined]
@@ -59,6 +60,7 @@ def test_elbo_is_also_told_per_dimension(name: str, tmp_path) -> None:
     (tested,) = trainer(tmp_path).test(module, datamodule=Images(), verbose=False)
     assert isinstance(module, LowerBoundMethod)
     if module.bound_name == "elbo":
+        assert "test/negative_elbo_per_dim" in METRICS  # the figures that alws compare shows
         assert tested["test/negative_elbo_per_dim"] == pytest.approx(-tested["test/elbo"] / 64, rel=1e-5)
     else:
         assert "test/negative_elbo_per_dim" not in tested

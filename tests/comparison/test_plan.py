@@ -275,6 +275,18 @@ def test_time_that_is_over_interrupts_the_training(tmp_path: Path, monkeypatch: 
     assert [process.returncode for process in processes] == [7]
 
 
+def test_a_training_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """As within a long validation; the command goes on, and says so."""
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", deaf], process_group=0, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    monkeypatch.setattr(running, "PATIENCE", 0.2)
+    running.stop(process)
+    assert process.returncode == -signal.SIGKILL
+    assert "did not stop within 0.2 s; it is killed" in capsys.readouterr().err
+
+
 def test_a_killed_command_stops_its_training() -> None:
     with pytest.raises(KeyboardInterrupt), running.terminations_as_interrupts():
         signal.raise_signal(signal.SIGTERM)

@@ -101,6 +101,17 @@ def test_unreliable_likelihoods_are_marked_and_never_the_best(tmp_path: Path) ->
     assert "* log-likelihood by importance sampling, 200000 samples per image, 297 images: vae." in text
 
 
+def test_an_encoder_of_few_effective_samples_is_marked_too(tmp_path: Path) -> None:
+    for name, value, effective, config in (("lae", -10.0, 1.3, None), ("vae", -23.0, 60.0, VAE)):
+        figures = {"test/log_likelihood_encoder": value, "test/effective_samples_encoder": effective}
+        fake_run(tmp_path / name, metrics=figures, config=config)
+    text = table(tmp_path, ["log_likelihood_encoder"]).markdown()
+    _, _, lae, vae = markdown_rows(text)
+    assert lae[-1] == "−10.00 †"
+    assert vae[-1] == "**−23.00**"
+    assert "* † unreliable in at least one run" in text
+
+
 def test_failures_of_figures(tmp_path: Path) -> None:
     """NaN is never the best, a missing figure is blank, and names with bars keep the table whole."""
     fake_run(tmp_path / "a|b", metrics={"test/fid_means": "nan"})
@@ -149,7 +160,7 @@ def test_digits(spread: Spread | None, text: str) -> None:
 
 def test_direction() -> None:
     assert better("test/log_likelihood") == better("test/elbo") == "max"
-    assert better("test/fid_means") == better("test/kid_samples") == better("test/negative_elbo_per_dimension") == "min"
+    assert better("test/fid_means") == better("test/kid_samples") == better("test/negative_elbo_per_dim") == "min"
     assert better("test/components") is None
 
 
