@@ -72,7 +72,7 @@ def test_a_freshly_built_model_draws_the_same_samples(run: Path, tmp_path: Path,
     fresh.evaluation_model.load_state_dict(load_file(out))
     assert torch.equal(samples(fresh), samples(trained))
     told = metadata(out)
-    assert told["class_path"] == "lightning_alws.models.image.ImageModel"
+    assert told["class_path"] == "lightning_alws.models.ImageModel"
     assert (told["part"], told["averaged"], told["alws_version"]) == ("generative", "true", "0.1.0")
     assert int(told["step"]) == checkpoint["global_step"]
     assert json.loads(told["hyper_parameters"])["latent_dim"] == 8
@@ -171,4 +171,4 @@ def test_checkpoint_of_another_class(run: Path, capsys: pytest.CaptureFixture[st
     assert resolve(["fit", "--config", other])["model"]["class_path"].endswith("VAE")
     last = str(run / "checkpoints" / "last.ckpt")
     assert main(["export", "--config", other, "--ckpt_path", last]) == 2
-    assert "is of the model lightning_alws.models.image.ImageModel, but --model is" in capsys.readouterr().err
+    assert "is of the model lightning_alws.models.ImageModel, but --model is" in capsys.readouterr().err
