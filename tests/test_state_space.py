@@ -125,7 +125,7 @@ def test_windows_hold_the_neighbours_and_the_terms_of_the_paths(model: StateSpac
     torch.testing.assert_close(part.joint.expectation(torch.eye(4).double(), part.x), part.joint.log_joint)
 
 
-REPEATS = [(2, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+REPEATS = [(2, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1,))]
 
 
 @pytest.mark.parametrize(("repeats", "seed"), REPEATS)

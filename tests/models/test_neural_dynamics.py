@@ -58,7 +58,7 @@ def test_quadrature_is_exact_enough_to_judge_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("repeats", "seed"), [(3, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+    ("repeats", "seed"), [(3, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1,))]
 )
 def test_gradient_error_falls_with_the_sleep_samples(repeats: int, seed: int) -> None:
     model, kernel = generator(), functools.partial(GaussianKernel, bandwidth=5.0)
