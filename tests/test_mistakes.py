@@ -41,7 +41,7 @@ OPTIONS = [
     (["--model.decoder", "NoSuchDecoder"], "there is no class named NoSuchDecoder"),
     (["--model.decoder.hidden", "[0]"], "hidden is [0]"),
     (["--model.decoder.hidden", "[a]"], "Got value: a"),
-    (["--model.prior", "CirclePrior"], "model.prior is no prior over 8 real numbers"),
+    (["--model.prior", "CirclePrior"], "model.prior is no prior over 8 numbers"),
     (["--model.noise_floor", "2"], "model.noise_floor is 2.0"),
     (["--model.learning.sleep_samples", "1"], "model.learning.sleep_samples is 1"),
     (["--model.learning.sleep_samples", "many"], "Expected a int. Got value: many"),

@@ -128,7 +128,7 @@ def test_a_mixture_keeps_to_prior_samples(tmp_path: Path) -> None:
     """No gradient leads to another component; with σ known and one latent, log p(x) is that of quadrature."""
     prior = functools.partial(GaussianMixturePrior, components=3)
     decoder = functools.partial(MLPDecoder, hidden=[6])
-    model = ImageModel(1, decoder, Learning(20, 10), 0.3, prior, (1, 4, 4), "gaussian")
+    model = ImageModel(1, decoder, Learning(20, 10), prior=prior, image_shape=(1, 4, 4), likelihood="gaussian")
     generative: Any = model.generative
     data = Images("gaussian", (1, 4, 4))
     callback = LogLikelihood(num_samples=20_000)

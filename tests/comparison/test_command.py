@@ -141,7 +141,7 @@ def test_a_plan_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
             "model.latent_dim": 2, "model.decoder.hidden": [8], "model.learning.sleep_samples": 40,
             "model.learning.held_out": 20, "trainer.max_steps": 4, "trainer.val_check_interval": 2,
             "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
-            "log_likelihood.num_samples": 500, "log_likelihood.val_samples": 50, "log_likelihood.encoder_steps": 0,
+            "log_likelihood.num_samples": 500, "log_likelihood.val_samples": 50, "log_likelihood.method": "prior",
             "fid_kid.kid_subsets": 2,
         },
         "methods": [{"config": "configs/quickstart.yaml"}],

@@ -250,7 +250,8 @@ def test_two_at_once_are_refused(three: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 SLEEP = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this suite runs in the background
 try:
     print("up", flush=True)
     time.sleep(60)
