@@ -183,6 +183,7 @@ class LatentVariableModel(GenerativeModel):
         """p_θ(x|z_n) for z (N, ...), differentiable in θ."""
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
+        """``count`` sleep samples; the joint is plug-in unless ``direct``."""
         z = self.sample_prior(count).detach()
         likelihood = self.likelihood(z)
         x = likelihood.sample().detach()

@@ -31,6 +31,7 @@ class FlowVAE(DrawnBound):
         """q(z_0|x) and the flows that follow, for images x (B, C, H, W)."""
 
     def draw(self, x: Tensor, samples: int) -> Draws:
+        """z_K of ``samples`` draws z_0 for each image of x (B, C, H, W), and log q(z_K|x)."""
         first, flows = self.posterior(x)
         shape = (samples, *first.location.shape)
         repeated = GaussianPosterior(first.location.expand(shape), first.log_scale.expand(shape))
@@ -71,6 +72,7 @@ class SylvesterVAE(FlowVAE):
         self.heads = nn.Linear(self.feature_width, 2 * self.latent_dim + flows * self.flows.size)
 
     def posterior(self, x: Tensor) -> tuple[GaussianPosterior, list[Flow]]:
+        """q(z_0|x) and the flows that follow, all linear in the features of images x (B, C, H, W)."""
         output = self.heads(self.features(x)).to(x.dtype)
         base, parameters = output.tensor_split([2 * self.latent_dim], dim=-1)
         with full_precision(x.device):  # lower precision would lose the orthonormal columns of Q

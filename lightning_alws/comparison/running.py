@@ -106,7 +106,7 @@ def terminations_as_interrupts() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        pass
+        """A handler, not SIG_IGN, which the trainings would inherit."""
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():

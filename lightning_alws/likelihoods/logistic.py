@@ -39,6 +39,7 @@ class DiscretisedLogistic(Likelihood):
         self.log_scale = log_scale
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """log of the mass of each level's bin, summed over pixels, for x (N, *event) in [−1, 1], shape (N,)."""
         inverse = (-self.log_scale).exp()
         distance = x - self.location
         below = logsigmoid((distance + HALF_BIN) * inverse)  # log of the mass below the bin's upper end
@@ -56,6 +57,7 @@ class DiscretisedLogistic(Likelihood):
 
     @torch.no_grad()
     def sample(self) -> Tensor:
+        """One draw for each row, among the 256 levels, shape (N, *event)."""
         uniform = torch.rand_like(self.location).clamp_min(torch.finfo(self.location.dtype).tiny)
         values = self.location + self.log_scale.exp() * (uniform.log() - (-uniform).log1p())
         levels = ((values + 1) * (LEVELS - 1) / 2).round().clamp(0, LEVELS - 1)

@@ -100,6 +100,7 @@ class IndependentComponents(LatentVariableModel):
         return covariance @ self.weight.T / self.scale.square(), covariance
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
+        """As of any model, with the residual joint where that is chosen."""
         sleep = super().sleep(count, direct)
         if not self.residual or not isinstance(sleep.joint, PlugIn):
             return sleep
