@@ -42,18 +42,18 @@ class Langevin:
     """How a chain moves.
 
     Args:
-        step_size: η, against the whole potential (not its mean over data).
+        step_size: η, against the whole potential (not its mean over data); a scalar tensor where it is adapted.
         metropolis: whether proposals are tested. Without, the stationary law is off by an error of order η.
 
     Raises:
         UserError: η is not positive.
     """
 
-    step_size: float
+    step_size: float | Tensor
     metropolis: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.step_size < float("inf"):
+        if not isinstance(self.step_size, Tensor) and not 0 < self.step_size < float("inf"):
             raise UserError(f"model.step_size is {self.step_size}; give a positive number, such as 0.001.")
 
     def run(

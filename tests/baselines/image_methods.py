@@ -58,6 +58,16 @@ METHODS: dict[str, Callable[..., ImageMethod]] = {
     "dlgm, tested": functools.partial(DLGM, encoder=ENCODER, moves=1, metropolis=True, **SMALL),
     # A posterior as wide as the true ones: the published 0.05 would need far more samples than a test has.
     "lae": functools.partial(LangevinAutoencoder, encoder=ENCODER, step_size=0.01, posterior_scale=1.2, **SMALL),
+    "lae, damped": functools.partial(
+        LangevinAutoencoder,
+        encoder=ENCODER,
+        step_size=0.01,
+        acceptance=0.57,
+        damping=0.1,
+        encoder_learning_rate=1e-3,
+        posterior_scale=None,
+        **SMALL,
+    ),
     "lae, untested": functools.partial(
         LangevinAutoencoder, encoder=ENCODER, step_size=0.01, metropolis=False, posterior_scale=1.2, **SMALL
     ),

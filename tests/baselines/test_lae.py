@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import torch
 from models import Curve, distance_to_grid
 from runs import Images, forked, trainer
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from lightning_alws.baselines import LangevinAutoencoder
 from lightning_alws.errors import UserError
 from lightning_alws.langevin import Langevin
 from lightning_alws.networks import MLPDecoder, MLPFeatures
+from lightning_alws.noise import global_seed
 
 CHAINS = 4000
 BAR = 1.95 / CHAINS**0.5  # the Kolmogorov-Smirnov distance of one case in a thousand
@@ -38,24 +42,30 @@ def autoencoder(**settings) -> LangevinAutoencoder:
     return module
 
 
-def distances(name: str, width: int, metropolis: bool = True) -> list[float]:
-    """Of each latent's law after 200 moves from its grid posterior, for features of three images in ``width``."""
+def scalar(name: str, **settings) -> tuple[LangevinAutoencoder, Tensor]:
+    """One latent, with the model of that name as its generative part; three observations (3, 1)."""
     curve, scale, observations = POSTERIORS[name]
-    x = torch.tensor(observations, dtype=torch.float64)[:, None]
     torch.manual_seed(0)
-    module = autoencoder(latent_dim=1, image_shape=(1, 1, 1), step_size=0.1, moves=200, metropolis=metropolis)
-    model = Curve(curve, scale)
-    module.generative = model  # type: ignore[assignment]
+    module = autoencoder(latent_dim=1, image_shape=(1, 1, 1), **settings)
+    module.generative = Curve(curve, scale)  # type: ignore[assignment]
+    return module, torch.tensor(observations, dtype=torch.float64)[:, None]
+
+
+def distances(name: str, width: int, **settings) -> list[float]:
+    """Of each latent's law after 200 moves from its grid posterior, for features of three images in ``width``."""
+    module, x = scalar(name, **{"step_size": 0.1, "moves": 200} | settings)
+    model: Curve = module.generative  # type: ignore[assignment]
     features = torch.nn.functional.normalize(torch.randn(3, width, dtype=torch.float64), dim=1)
     start = 0.3 * torch.randn(CHAINS, 1, width, dtype=torch.float64)
     z = (module.move(start, features, x).positions[-1] @ features.T)[:, 0]
     return [distance_to_grid(z[:, i], functools.partial(model.log_posterior, x[i])) for i in range(3)]
 
 
+@pytest.mark.parametrize("damping", [None, 0.1])
 @pytest.mark.parametrize("name", POSTERIORS)
-def test_chain_samples_every_posterior_of_a_batch(name: str) -> None:
+def test_chain_samples_every_posterior_of_a_batch(name: str, damping: float | None) -> None:
     """One matrix moves, all images are accepted or refused at once; five features are independent for three images."""
-    assert max(distances(name, width=5)) < BAR
+    assert max(distances(name, width=5, damping=damping)) < BAR
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
@@ -66,6 +76,92 @@ def test_without_the_test_of_proposals_the_error_is_visible(name: str) -> None:
 def test_features_narrower_than_the_batch_cannot_sample_it() -> None:
     """The rank of three images' features must be three."""
     assert max(distances("conjugate", width=2)) > 5 * BAR
+
+
+def shared(count: int, width: int) -> Tensor:
+    """Features of one large mean, as those after a ReLU are."""
+    return 10 + torch.randn(count, width, dtype=torch.float64)
+
+
+def test_damped_moves_are_langevin_moves_of_the_latents() -> None:
+    """z' = z − η ∇V + √(2η) ε for λ → 0, however much the features share; a large λ holds back the small directions."""
+    torch.manual_seed(0)
+    x, features = torch.rand(4, 1, 8, 8).round().double(), shared(4, 8)
+    module = autoencoder(step_size=0.03, moves=1, metropolis=False, damping=1e-12).double()
+    z = (features @ module.weight.T).requires_grad_()
+    log_joint = module.generative.log_prior(z) + module.generative.likelihood(z).log_prob(x)
+    (gradient,) = torch.autograd.grad(-log_joint.sum(), z)
+    torch.manual_seed(1)
+    noise = torch.randn(1, 2, 4, dtype=torch.float64)[0].T
+    torch.manual_seed(1)
+    moved = module.move(module.weight[None], features, x).positions[0, 0]
+    torch.testing.assert_close(
+        features @ moved.T, (z - 0.03 * gradient + 0.06**0.5 * noise).detach(), rtol=1e-5, atol=1e-5
+    )
+    values, vectors = torch.linalg.eigh(features @ features.T)
+    module.damping = 1.0
+    by = features @ module.basis(features).T
+    lengths = features.square().sum(1).mean()
+    torch.testing.assert_close(by, vectors @ torch.diag(values / (values + lengths)) @ vectors.T)
+
+
+def test_step_follows_the_acceptance_between_minibatches_alone() -> None:
+    """From one at which all moves, and one at which none is accepted; one that is given stays."""
+    accepted: list[float] = []
+    for start in (0.01, 3.0):
+        module, x = scalar("non-linear", step_size=start, moves=3, acceptance=0.57)
+        module = module.double()
+        module.log = lambda name, value, **_: accepted.append(float(value)) if "acceptance" in name else None  # type: ignore
+        features = torch.nn.functional.normalize(shared(3, 8) - 10, dim=1)
+        module.features = lambda _, fixed=features: fixed  # type: ignore[method-assign]
+        accepted.clear()
+        for _ in range(250):
+            module.training_step(x, 0)
+        assert abs(sum(accepted[:20]) / 20 - 0.57) > 0.2
+        assert abs(sum(accepted[150:]) / 100 - 0.57) < 0.1
+    fixed, x = scalar("conjugate", step_size=0.3)
+    fixed = fixed.double()
+    fixed.features = lambda _: features  # type: ignore[method-assign]
+    fixed.training_step(x, 0)
+    assert float(fixed.log_step) == pytest.approx(math.log(0.3))
+
+
+def test_evaluation_can_take_the_mean_and_spread_of_the_chain() -> None:
+    """Of a conjugate model with features alike in length: N(c x, σ²/(1.5² + σ²)), σ = 0.8."""
+    module, x = scalar("conjugate", step_size=0.1, moves=500, posterior_scale=None)
+    module = module.double()
+    features = torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64)).Q.T
+    module.features = lambda _: features  # type: ignore[method-assign]
+    for _ in range(3):  # the first steps count little: those before them weigh 0.1 in the first
+        module.training_step(x, 0)
+    variance = 0.64 / (1.5**2 + 0.64)
+    q = module.posterior(x)
+    torch.testing.assert_close(q.location, 1.5 / 0.64 * variance * x, atol=0.15, rtol=0)
+    torch.testing.assert_close(q.scale, torch.full((3, 1), variance**0.5).double(), atol=0.05, rtol=0)
+
+
+def test_minibatches_wider_than_the_features_are_warned_of_once() -> None:
+    module, x = autoencoder(), torch.rand(9, 1, 8, 8).round()
+    with pytest.warns(UserWarning, match="9 images and the encoder 8 features"):
+        module.training_step(x, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.training_step(x, 0)
+        autoencoder().training_step(x[:8], 0)
+
+
+def test_a_minibatch_that_is_no_number_leaves_the_chain_as_it_was() -> None:
+    for settings in ({}, {"metropolis": False}, {"damping": 0.1, "acceptance": 0.57}):
+        module, x = autoencoder(**settings), torch.full((4, 1, 8, 8), math.nan)
+        before = {name: module.get_buffer(name).clone() for name in ("weight", "mean_weight", "spread")}
+        module.training_step(x, 0)
+        for name, value in before.items():
+            assert torch.equal(module.get_buffer(name), value), name
+
+
+def test_features_can_have_a_learning_rate_of_their_own() -> None:
+    groups = autoencoder(learning_rate=1e-3, encoder_learning_rate=1e-5).configure_optimizers().param_groups
+    assert {group["name"]: group["lr"] for group in groups} == {"model": 1e-3, "encoder": 1e-5}
 
 
 def test_step_learns_from_the_states_after_each_move() -> None:
@@ -106,10 +202,11 @@ def test_moves_are_those_of_the_published_step_on_the_mean() -> None:
     torch.testing.assert_close(ours, published.detach())
 
 
-def test_last_layer_is_in_checkpoints_and_out_of_the_optimiser(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"damping": 0.1, "acceptance": 0.57}], ids=["published", "damped"])
+def test_last_layer_is_in_checkpoints_and_out_of_the_optimiser(tmp_path: Path, settings: dict) -> None:
     """A run cut off and continued ends at the same bits."""
     torch.manual_seed(0)
-    whole, first = autoencoder(), autoencoder()
+    whole, first = autoencoder(**settings), autoencoder(**settings)
     first.load_state_dict(whole.state_dict())
     held = {id(p) for group in whole.configure_optimizers().param_groups for p in group["params"]}
     assert held == {id(p) for p in whole.parameters()}
@@ -118,7 +215,7 @@ def test_last_layer_is_in_checkpoints_and_out_of_the_optimiser(tmp_path: Path) -
     part = trainer(tmp_path, max_steps=4)
     part.fit(first, datamodule=Images())
     part.save_checkpoint(tmp_path / "part.ckpt")
-    second = autoencoder()
+    second = autoencoder(**settings)
     trainer(tmp_path, max_steps=8).fit(second, datamodule=Images(), ckpt_path=tmp_path / "part.ckpt")
     for name, value in second.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
@@ -129,24 +226,28 @@ class Weight(pl.Callback):
         self.folder = folder
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.save(pl_module.weight, self.folder / f"rank{trainer.global_rank}.pt")
+        torch.save(dict(pl_module.named_buffers()), self.folder / f"rank{trainer.global_rank}.pt")
 
 
-def test_two_processes_move_as_one_does_with_both_batches(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("damping", [None, 0.1])
+def test_two_processes_move_as_one_does_with_both_batches(tmp_path: Path, monkeypatch, damping: float | None) -> None:
     torch.manual_seed(0)
-    module = autoencoder(moves=5, step_size=0.05)
-    alone = autoencoder(moves=5, step_size=0.05)
+    module, alone = (autoencoder(moves=5, step_size=0.05, acceptance=0.57, damping=damping) for _ in range(2))
     alone.load_state_dict(module.state_dict())
     before = module.weight.clone()
     eight = {"train": Images().images("train")[:8]}
     run = forked(tmp_path, [Weight(tmp_path)], monkeypatch, max_steps=1, limit_val_batches=0)
     run.fit(module, datamodule=Images(splits=eight, batch_size=4))
     run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
-    run.fit(alone, datamodule=Images(splits=eight, batch_size=8))
+    # In the order in which the two have them, by which damped moves draw their noise.
+    parts = (DistributedSampler(range(8), 2, rank, seed=global_seed()) for rank in range(2))  # type: ignore[arg-type]
+    in_order = {"train": eight["train"][[*itertools.chain(*parts)]]}
+    run.fit(alone, datamodule=Images(splits=in_order, batch_size=8))
     one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    assert torch.equal(one, two)
-    torch.testing.assert_close(one, alone.weight, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(one, before, atol=1e-2)
+    for name, value in alone.named_buffers():
+        assert torch.equal(one[name], two[name]), name
+        torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(one["weight"], before, atol=1e-2)
 
 
 def test_posterior_of_the_evaluation_has_the_given_scale() -> None:
@@ -157,9 +258,13 @@ def test_posterior_of_the_evaluation_has_the_given_scale() -> None:
     torch.testing.assert_close(q.location, module.features(x) @ module.weight.T)
 
 
-@pytest.mark.parametrize("name", ["moves", "step_size", "posterior_scale"])
+@pytest.mark.parametrize(
+    "name", ["moves", "step_size", "posterior_scale", "damping", "acceptance", "encoder_learning_rate"]
+)
 def test_settings_that_make_no_sense_are_named(name: str) -> None:
     with pytest.raises(UserError, match=rf"model\.{name} is 0"):
         autoencoder(**{name: 0})
+    with pytest.raises(UserError, match="acceptance is 0.57 and model.metropolis False"):
+        autoencoder(acceptance=0.57, metropolis=False)
     with pytest.raises(UserError, match="step_size"):
         Langevin(math.inf)
