@@ -48,7 +48,7 @@ from lightning_alws.langevin import Langevin, Trajectory
 from lightning_alws.networks import ConvFeatures
 
 GAIN = 0.05  # change of log η for an acceptance off by one: an average over some twenty minibatches
-MEMORY = 0.99  # weight of the minibatches before in the mean and spread of q: an average over a hundred
+MEMORY = 0.9  # weight of the minibatches before in the mean and spread of q; with more, features have moved away
 
 
 class LangevinAutoencoder(ImageEncoderMethod):
