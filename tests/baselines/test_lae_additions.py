@@ -55,7 +55,7 @@ def test_step_follows_the_acceptance_between_minibatches_alone() -> None:
 
 def test_evaluation_can_take_the_mean_and_spread_of_the_chain() -> None:
     """Of a conjugate model with features alike in length: N(c x, σ²/(1.5² + σ²)), σ = 0.8."""
-    module, x = scalar("conjugate", step_size=0.1, moves=500, posterior_scale=None)
+    module, x = scalar("conjugate", step_size=0.1, moves=300, posterior_scale=None)
     module = module.double()
     features = torch.linalg.qr(torch.randn(8, 3, dtype=torch.float64)).Q.T
     module.features = lambda _: features  # type: ignore[method-assign]
