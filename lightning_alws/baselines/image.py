@@ -6,6 +6,7 @@ one command line serves every method.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,7 +21,11 @@ from lightning_alws.networks import ConvFeatures, DCGANDecoder, Decoder
 from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
 
 EncoderBuilder = Callable[[tuple[int, ...]], nn.Module]
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamax": functools.partial(torch.optim.Adamax, eps=1e-7),  # as published for Sylvester flows
+    "sgd": torch.optim.SGD,
+}
 
 
 class ImageMethod(LatentVariableModule):
@@ -35,7 +40,7 @@ class ImageMethod(LatentVariableModule):
         learning_rate: the optimiser's.
         averaging: decay of the averaged weights used for evaluation; 0 for none.
         pixels: "auto" for the data's likelihood, or one that suits the same data.
-        optimizer: Adam, or plain stochastic gradient descent.
+        optimizer: Adam, Adamax (with ε = 1e-7), or plain stochastic gradient descent.
         image_shape: (C, H, W); comes from the data module.
         likelihood: "bernoulli" or "gaussian"; comes from the data module.
 
@@ -54,7 +59,7 @@ class ImageMethod(LatentVariableModule):
         learning_rate: float = 1e-3,
         averaging: float = 0.0,
         pixels: Pixels = "auto",
-        optimizer: Literal["adam", "sgd"] = "adam",
+        optimizer: Literal["adam", "adamax", "sgd"] = "adam",
         image_shape: tuple[int, int, int] | None = None,
         likelihood: Literal["bernoulli", "gaussian"] | None = None,
     ) -> None:

@@ -90,7 +90,7 @@ class WGANGP(ImageMethod):
                 "samples; WGANGP takes priors without any, such as StandardNormal."
             )
         if self.optimizer is not Adam:
-            raise UserError("model.optimizer is sgd; WGANGP takes adam only, whose betas it sets.")
+            raise UserError(f"model.optimizer is {settings['optimizer']}; WGANGP takes adam only, whose betas it sets.")
         self.automatic_optimization = False
         for model in {self.generative, self.evaluation_model}:
             if isinstance(model.pixels, GaussianPixels):  # type: ignore[union-attr]

@@ -103,7 +103,7 @@ def test_mistakes_are_named(name: str) -> None:
 
 
 def test_optimiser_is_a_setting() -> None:
-    for name, law in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+    for name, law in (("adam", torch.optim.Adam), ("adamax", torch.optim.Adamax), ("sgd", torch.optim.SGD)):
         assert isinstance(METHODS["vae"](optimizer=name).configure_optimizers(), law)
 
 

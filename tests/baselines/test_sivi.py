@@ -11,8 +11,10 @@ import torch
 from image_methods import ENCODER, SMALL, images, log_marginal
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.nn.functional import layer_norm
 
 from lightning_alws.baselines import SIVI
+from lightning_alws.networks import ConvFeatures
 
 
 def sivi(spread: float = 1.0, log_scale: float = 0.0, **settings: Any) -> SIVI:
@@ -31,7 +33,7 @@ def atoms(module: SIVI, x: Tensor) -> Tensor:
     bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
     features = module.features(x)
     stage = module.stages[0]
-    hidden = stage.from_features(features) + stage.from_noise(bits)[:, None]  # type: ignore[operator]
+    hidden = stage.from_features(layer_norm(features, features.shape[-1:])) + stage.from_noise(bits)[:, None]  # type: ignore[operator]
     return module.location(stage.rest(hidden))  # type: ignore[operator]
 
 
@@ -124,3 +126,14 @@ def test_published_sizes_can_be_given() -> None:
     module = functools.partial(SIVI, noise=[150, 100, 50], hidden=[500, 500])(encoder=ENCODER, **SMALL)
     shapes = [tuple(stage.rest[1][-1].weight.shape) for stage in module.stages]  # type: ignore[union-attr, index]
     assert shapes == [(150, 500), (100, 500), (500, 500)]
+
+
+def test_untrained_means_tell_images_apart_beside_their_noise() -> None:
+    """Of published sizes: the spread of E[ψ|x] over images is a third or more of that over random bits."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {**SMALL, "image_shape": (1, 8, 8)}
+    module = SIVI(encoder=ConvFeatures, **settings)
+    with torch.no_grad():
+        psi = module.means(module.features((torch.rand(40, 1, 8, 8) < 0.5).float()), 200)
+    assert float(psi.mean(0).std(0).min() / psi.std(0).mean(0).max()) > 1 / 3
+    assert float(psi.std(0).mean(0).min()) > 0.05
