@@ -35,6 +35,7 @@ import lightning_alws.priors
 import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels
 import lightning_alws.standard_kernel
+import lightning_alws.membrane_features  # noqa: F401
 import lightning_alws.trace_features  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
