@@ -27,6 +27,7 @@ import lightning_alws.baselines
 import lightning_alws.learning
 import lightning_alws.low_rank
 import lightning_alws.mean_matching
+import lightning_alws.membrane_features
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives
@@ -35,7 +36,6 @@ import lightning_alws.priors
 import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels
 import lightning_alws.standard_kernel
-import lightning_alws.membrane_features  # noqa: F401
 import lightning_alws.trace_features  # noqa: F401
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS

@@ -1,4 +1,4 @@
-"""What a Hodgkin-Huxley membrane did not foresee of a voltage trace that it follows, beside what the trace shows itself.
+"""What a Hodgkin-Huxley membrane did not foresee of a voltage trace it follows, beside what the trace itself shows.
 
 The noise of the voltage hides in a trace behind that of the observation, ten times larger, and behind the response to
 the current, which is known: the trace's own roughness leaves its logarithm a standard error of 0.3. The innovations of
