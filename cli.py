@@ -27,6 +27,7 @@ import lightning_alws.baselines
 import lightning_alws.learning
 import lightning_alws.low_rank
 import lightning_alws.mean_matching
+import lightning_alws.membrane_features
 import lightning_alws.models
 import lightning_alws.networks
 import lightning_alws.objectives

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.arrays import ArrayDataModule
-from datamodules.series import named_columns, read_columns
+from datamodules.series import named_columns, read_columns, standard_scale
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.noise import generator
 
@@ -127,10 +127,6 @@ class LinearDynamicsData(ArrayDataModule):
                 "or data.steps."
             )
         train = pieces[: len(pieces) - val - test]
-        mean, spread = train.mean((0, 1)), train.flatten(0, 1).std(0)
-        still = train.amax((0, 1)) == train.amin((0, 1))
-        for column, never in zip(self.columns, still, strict=True):
-            if never:
-                raise UserError(f"data.path is {path}, whose column '{column}' never changes; leave it out.")
+        mean, spread = standard_scale(train.flatten(0, 1), path, self.columns)
         pieces = ((pieces - mean) / spread).float()
         return dict(zip(("train", "val", "test"), pieces.split([len(train), val, test]), strict=True))

@@ -111,6 +111,18 @@ def read_columns(
     return {column: torch.tensor(numbers, dtype=torch.float64) for column, numbers in values.items()}
 
 
+def standard_scale(rows: Tensor, path: Path, columns: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column of rows (T, D), shapes (D,).
+
+    Raises:
+        UserError: a column never changes.
+    """
+    for column, never in zip(columns, rows.amax(0) == rows.amin(0), strict=True):
+        if never:
+            raise UserError(f"data.path is {path}, whose column '{column}' never changes; leave it out.")
+    return rows.mean(0), rows.std(0)
+
+
 def check_even(path: Path, times: Tensor, unit: str, argument: str = "data.path") -> float:
     """The step of evenly spaced times (T,) of a file's rows, in their unit.
 

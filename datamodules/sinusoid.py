@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.series import ObservedSeries, read_columns
+from datamodules.series import ObservedSeries, named_columns, read_columns, standard_scale
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.noise import generator
 
@@ -57,8 +57,9 @@ class BumpOscillator:
 class Sinusoid(ObservedSeries):
     """A few series (steps, 20) of the oscillator, the same for training, validation and test; or a user's.
 
-    A user's CSV file names its columns in the first line and has one point in time a line, at equal intervals, in any
-    units of about size 1; its rows are cut into ``sequences`` series of ``steps`` each, one after the other.
+    A user's CSV file names its columns in the first line and has one point in time a line, at equal intervals; its rows
+    are cut into ``sequences`` series of ``steps`` each, one after the other. Units are of no account: each column is
+    brought to mean 0 and standard deviation 1.
 
     Args:
         sequences: number of series.
@@ -82,9 +83,8 @@ class Sinusoid(ObservedSeries):
         super().__init__(seed)
         self.save_hyperparameters(logger=False)
         check_at_least("data", sequences=(sequences, 1), steps=(steps, 2))
-        if path is not None and not columns:
-            raise UserError(f"data.path is {path}, but data.columns names none of its columns; give some, such as [x].")
-        self.sequences, self.steps, self.path, self.columns = sequences, steps, path, columns or []
+        self.sequences, self.steps = sequences, steps
+        self.path, self.columns = path, named_columns(path, columns)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -108,10 +108,11 @@ class Sinusoid(ObservedSeries):
         return x + true.observation_scale * torch.randn(x.shape, generator=generator(self.seed, "noise"))
 
     def _cut(self, path: Path) -> Tensor:
-        rows = torch.stack([*read_columns(path, self.columns).values()], dim=1).float()
+        rows = torch.stack([*read_columns(path, self.columns).values()], dim=1)
         if len(rows) != self.sequences * self.steps:
             raise UserError(
                 f"data.path is {path}, which has {len(rows)} rows, but data.sequences {self.sequences} of data.steps "
                 f"{self.steps} need {self.sequences * self.steps}; change these, or the file."
             )
-        return rows.view(self.sequences, self.steps, -1)
+        mean, spread = standard_scale(rows, path, self.columns)
+        return ((rows - mean) / spread).float().view(self.sequences, self.steps, -1)

@@ -147,12 +147,61 @@ class Constants:
         return cls.of({name: torch.tensor(value, dtype=dtype) for name, value in vars(membrane).items()}, time_step)
 
 
+class _Euler:
+    """One time step of N membranes together: nothing is allocated, and the rates of the gates are computed at once.
+
+    Args:
+        constants: of the membrane.
+        gates: m, n, h at first, shape (3,).
+        like: a row of N numbers, whose dtype and device are those of the computation.
+    """
+
+    def __init__(self, constants: Constants, gates: Tensor, like: Tensor) -> None:
+        count = len(like)
+        leak, self.leak_drive, *_, self.scale = constants.scaled.tolist()
+        # Rows: k of sodium and potassium, the same times E.
+        self.channels = constants.scaled[2:6].view(2, 2).T.contiguous()
+        self.channels_base = like.new_tensor([[leak], [0.0]])
+        origins, self.slopes, prefactors = like.new_tensor([ORIGINS, SLOPES, PREFACTORS])[:, :, None]
+        self.origins = -self.slopes * (origins + constants.threshold)
+        self.prefactors = constants.time_step * prefactors
+        self.gates = gates.to(like)[:, None].repeat(1, count)
+        self.rate, self.ratio = like.new_empty(2, 6, count)
+        self.cubes, self.currents = like.new_empty(2, count), like.new_empty(2, count)
+        self.total = like.new_empty(3, count)
+
+    def given(self, current: Tensor) -> Tensor:
+        """What current and leak add to V_t in each step, whatever the state, shape (T,)."""
+        return self.scale * current + self.leak_drive
+
+    def advance(self, row: Tensor, following: Tensor) -> None:
+        """Add to ``following`` (N,) what V_t in ``row`` (N,) and the gates give V_{t+1}; then move the gates."""
+        m, n, h = self.gates
+        sodium, potassium = self.cubes
+        conductance, drive = self.currents
+        rate, gates = self.rate, self.gates
+        linear, exponential, sigmoid = rate[:3], rate[3:5], rate[5]
+        torch.mul(m, m, out=sodium).mul_(m).mul_(h)
+        torch.mul(n, n, out=potassium)
+        potassium.mul_(potassium)
+        torch.addmm(self.channels_base, self.channels, self.cubes, out=self.currents)
+        following.add_(drive).add_(row).addcmul_(conductance, row, value=-1)
+
+        torch.addcmul(self.origins, self.slopes, row, out=rate)
+        linear.add_(1e-30)
+        torch.expm1(linear, out=self.ratio[:3])
+        linear.div_(self.ratio[:3])
+        exponential.exp_()
+        sigmoid.sigmoid_()
+        rate.mul_(self.prefactors)
+        opening, closing = rate[0::2], rate[1::2]
+        torch.add(opening, closing, out=self.total)
+        gates.addcmul_(self.total, gates, value=-1).add_(opening)
+
+
 @torch.no_grad()
 def draw_path(constants: Constants, voltage: Tensor, gates: Tensor, current: Tensor, noise: Tensor) -> Tensor:
     """V_1 … V_T of N paths, shape (T, N), without gradient; the noise's memory is used for it.
-
-    Nothing is allocated in the loop, and the rates of the gates are computed together: N = 2 000 paths take some
-    twenty passes over rows in the cache for each step.
 
     Args:
         constants: of the membrane.
@@ -161,39 +210,40 @@ def draw_path(constants: Constants, voltage: Tensor, gates: Tensor, current: Ten
         current: I_0 … I_{T−1}, shape (T,).
         noise: standard normal, shape (T, N), contiguous; overwritten. Zeros give the path without noise.
     """
-    step, count = constants.time_step, noise.shape[1]
-    leak, leak_drive, *_, scale = constants.scaled.tolist()
-    channels = constants.scaled[2:6].view(2, 2).T.contiguous()  # rows: k of sodium and potassium, the same times E
-    channels_base = noise.new_tensor([[leak], [0.0]])
-    drawn = noise.mul_(constants.noise).add_((scale * current + leak_drive)[:, None])
-
-    origins, slopes, prefactors = noise.new_tensor([ORIGINS, SLOPES, PREFACTORS])[:, :, None]
-    origins = -slopes * (origins + constants.threshold)
-    prefactors = step * prefactors
-    row = voltage.to(noise).expand(count).clone()
-    state = gates.to(noise)[:, None].repeat(1, count)
-    (rate, ratio), cubes, currents = noise.new_empty(2, 6, count), noise.new_empty(2, count), noise.new_empty(2, count)
-    total, denominator = noise.new_empty(3, count), ratio[:3]
-    linear, exponential, sigmoid = rate[:3], rate[3:5], rate[5]
-    opening, closing = rate[0::2], rate[1::2]
-    m, n, h = state
-    sodium, potassium = cubes
-    conductance, drive = currents
+    euler = _Euler(constants, gates, noise[0])
+    drawn = noise.mul_(constants.noise).add_(euler.given(current)[:, None])
+    row = voltage.to(noise).expand(noise.shape[1]).clone()
     for following in drawn.unbind(0):
-        torch.mul(m, m, out=sodium).mul_(m).mul_(h)
-        torch.mul(n, n, out=potassium)
-        potassium.mul_(potassium)
-        torch.addmm(channels_base, channels, cubes, out=currents)
-        following.add_(drive).add_(row).addcmul_(conductance, row, value=-1)
-
-        torch.addcmul(origins, slopes, row, out=rate)
-        linear.add_(1e-30)
-        torch.expm1(linear, out=denominator)
-        linear.div_(denominator)
-        exponential.exp_()
-        sigmoid.sigmoid_()
-        rate.mul_(prefactors)
-        torch.add(opening, closing, out=total)
-        state.addcmul_(total, state, value=-1).add_(opening)
+        euler.advance(row, following)
         row = following
     return drawn
+
+
+@torch.no_grad()
+def innovations(
+    constants: Constants, voltage: Tensor, gates: Tensor, current: Tensor, x: Tensor, gain: float
+) -> Tensor:
+    """x_t − V̂_t of N traces, shape (T, N), without gradient: what a membrane that follows each trace did not foresee.
+
+        V̂_{t+1} = the step without noise from V̂_t + gain (x_t − V̂_t) and its gates,   V̂_1 that from V_0
+
+    It is a Kalman filter with one gain for all time, and the gates not corrected. Where the constants are those of
+    the traces and the gain the filter's, the innovations are nearly white.
+
+    Args:
+        constants: of the membrane; its noise plays no part.
+        voltage: V_0, a scalar.
+        gates: m, n, h at first, shape (3,).
+        current: I_0 … I_{T−1}, shape (T,).
+        x: traces, shape (T, N).
+        gain: in [0, 1]; 0 follows nothing, 1 begins each step from the observation.
+    """
+    euler = _Euler(constants, gates, x[0])
+    differences = torch.empty_like(x)
+    row, following = voltage.to(x).expand(x.shape[1]).clone(), torch.empty_like(x[0])
+    for given, seen, difference in zip(euler.given(current).tolist(), x.unbind(0), differences.unbind(0), strict=True):
+        following.fill_(given)
+        euler.advance(row, following)
+        torch.sub(seen, following, out=difference)
+        torch.add(following, difference, alpha=gain, out=row)
+    return differences

@@ -14,6 +14,18 @@ from lightning_alws.errors import UserError
 FeatureNetwork = Callable[[tuple[int, ...]], nn.Module]
 
 
+class ModelFeatures(nn.Module):
+    """Features g(x) that use the model as it stands in training, say what it would predict of x.
+
+    Amortised learning may regress on any function of the observations, one with the current θ in it as well: nothing
+    is differentiated through the kernel's features of sleep samples, and sleep and wake meet the same θ in each step.
+    """
+
+    def attach(self, model: nn.Module) -> None:
+        """Called once with the model in training, p_θ(z) p_θ(x|z); raise a UserError for one that does not fit."""
+        self.__dict__["model"] = model  # not a part: its parameters belong to no kernel
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Autocast and TensorFloat-32 off: with either, a Gram matrix is 10-100 % wrong where the mean is 10 σ away."""

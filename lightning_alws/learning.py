@@ -23,6 +23,7 @@ from torch import Tensor
 from lightning_alws.contract import check_data, check_model
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
+from lightning_alws.kernels import ModelFeatures
 from lightning_alws.likelihoods import TensorMap
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.objectives import KernelObjective
@@ -134,6 +135,9 @@ class AmortisedLearning(LatentVariableModule):
         with torch.no_grad():
             x = generative.sleep(INITIAL_SAMPLES, direct=self.direct).x
         self.regression = learning.regression(tuple(x.shape[1:])).to(x.dtype)
+        for features in self.regression.modules():
+            if isinstance(features, ModelFeatures):
+                features.attach(generative)
         self.regression.initialise(x)
         if learning.kernel_objective is None:
             freeze(self.regression)

@@ -120,7 +120,7 @@ class HodgkinHuxley(LatentVariableModel):
     def _check_stable(self) -> None:
         """Raise a UserError where no learning could begin, whatever the noise."""
         path = draw_path(
-            self.constants, self._voltage, self.initial_gates, self.current, torch.zeros(len(self.current), 1)
+            self.constants, self.start, self.initial_gates, self.current, torch.zeros(len(self.current), 1)
         )
         if self._runs_away(path).any():
             at = self.time_step * (1 + int((~(path[:, 0].abs() < RUNAWAY)).nonzero()[0]))
@@ -132,7 +132,7 @@ class HodgkinHuxley(LatentVariableModel):
 
     def _draw(self, count: int) -> Tensor:
         noise = torch.randn(len(self.current), count, device=self.current.device, dtype=self.current.dtype)
-        return draw_path(self.constants, self._voltage, self.initial_gates, self.current, noise)
+        return draw_path(self.constants, self.start, self.initial_gates, self.current, noise)
 
     @staticmethod
     def _runs_away(path: Tensor) -> Tensor:
@@ -140,12 +140,13 @@ class HodgkinHuxley(LatentVariableModel):
         return ~(path.abs().amax(0) < RUNAWAY)
 
     @property
-    def _voltage(self) -> Tensor:
+    def start(self) -> Tensor:
+        """V_0 in mV, a scalar."""
         return VOLTAGE_UNIT * self.initial_voltage
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(V_1 … V_T), shape (N,), the gates recomputed with gradient."""
-        return log_density(self.constants, self._voltage, self.initial_gates, self.current, z.T)
+        return log_density(self.constants, self.start, self.initial_gates, self.current, z.T)
 
     def likelihood(self, z: Tensor) -> Likelihood:
         """N(V_t, s_x²) at each of T time steps."""
@@ -153,8 +154,8 @@ class HodgkinHuxley(LatentVariableModel):
 
     def watched(self) -> dict[str, Tensor]:
         """The constants, where the path begins, and the share of paths that ran away."""
-        start = dict(zip(("m", "n", "h"), self.initial_gates.unbind(), strict=True))
-        return {**self.values, "initial_voltage": self._voltage, **start, "runaways": self.runaways}
+        gates = dict(zip(("m", "n", "h"), self.initial_gates.unbind(), strict=True))
+        return {**self.values, "initial_voltage": self.start, **gates, "runaways": self.runaways}
 
 
 class HodgkinHuxleyModel(AmortisedLearning):

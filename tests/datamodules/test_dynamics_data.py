@@ -94,7 +94,19 @@ def test_a_users_series_is_cut_into_pieces(tmp_path: Path) -> None:
     series = Sinusoid(2, 10, write(tmp_path, 20), ["a"])
     series.setup()
     assert series.observations("test").shape == (2, 10, 1)
-    assert float(series.observations("test")[1, 0, 0]) == pytest.approx(math.sin(10 / 3), abs=1e-4)
+    a = torch.tensor([math.sin(t / 3) for t in range(20)])
+    torch.testing.assert_close(series.observations("test").flatten(), (a - a.mean()) / a.std(), rtol=0, atol=1e-3)
+
+
+def test_the_units_of_a_series_are_of_no_account(tmp_path: Path) -> None:
+    def observed(unit: float) -> torch.Tensor:
+        path = tmp_path / f"{unit}.csv"
+        path.write_text("\n".join(["a", *(f"{unit * (40 + math.sin(t / 3)):.12g}" for t in range(20))]))
+        data = Sinusoid(2, 10, str(path), ["a"])
+        data.setup()
+        return data.observations("train")
+
+    torch.testing.assert_close(observed(1e-9), observed(1e6), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +125,7 @@ def test_a_users_series_is_cut_into_pieces(tmp_path: Path) -> None:
             r"29 rows are 2 pieces.*none for training; lower",
         ),
         (LinearDynamicsData, {"path": None}, 20, "data.columns is a, but there is no file"),
+        (Sinusoid, {"path": None}, 20, "data.columns is a, but there is no file"),
         (LinearDynamicsData, {"columns": ["a", "a"]}, 20, "'a' is asked for twice"),
         (Sinusoid, {"sequences": 3, "steps": 10}, 29, r"29 rows, but data\.sequences 3 of data\.steps 10 need 30"),
     ],
@@ -132,8 +145,12 @@ def test_a_missing_number_is_named(tmp_path: Path, make: Any, broken: str, messa
         make(steps=10, path=write(tmp_path, 30, broken=broken), columns=["a"]).setup()
 
 
-def test_a_constant_column_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(LinearDynamicsData, {"validation_size": 1, "test_size": 1}), (Sinusoid, {"sequences": 6})],
+)
+def test_a_constant_column_is_named(tmp_path: Path, make: Any, settings: dict[str, int]) -> None:
     path = tmp_path / "series.csv"
-    path.write_text("\n".join(["a", *["0.1"] * 60]))
+    path.write_text("\n".join(["a,b", *(f"0.1,{math.sin(t)}" for t in range(60))]))
     with pytest.raises(UserError, match="column 'a' never changes"):
-        LinearDynamicsData(steps=10, path=str(path), columns=["a"], validation_size=1, test_size=1).setup()
+        make(steps=10, path=str(path), columns=["b", "a"], **settings).setup()
