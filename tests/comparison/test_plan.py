@@ -14,10 +14,11 @@ import yaml
 from fake_runs import CONFIG, changed, fake_run
 
 import cli
-from cli import CONFIGS, refuse_to_overwrite, resolve
+from cli import CONFIGS, resolve
 from lightning_alws.comparison import running
 from lightning_alws.comparison.plan import PlannedRun, State, read_plan, state_of, states
 from lightning_alws.errors import UserError
+from lightning_alws.run_folder import refuse_to_overwrite
 
 PLANS = sorted((CONFIGS / "comparisons").glob("*.yaml"))
 PLAN: dict[str, Any] = {
