@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.signals import Interrupted
-from lightning_alws.errors import UserError, condense, lost_process
+from lightning_alws.errors import UserError, condense, lost_process, raised_in_child
 
 MENDABLE = (UserError, MisconfigurationException, OSError, yaml.YAMLError)  # by the user; others are ours to mend
 
@@ -29,6 +29,9 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
         output_option: the option that says where the command writes.
         debug: whether the user asked for tracebacks.
     """
+    if (child := raised_in_child(error)) is not None:
+        known = Interrupted.said(child[1]) or (UserError(child[1]) if child[0] == "UserError" else RuntimeError(child[1]))
+        error = error if debug and not isinstance(known, Interrupted) else known
     if isinstance(error, Interrupted):
         return str(error), 128 + error.number
     if debug:

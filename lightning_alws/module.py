@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_alws.errors import UserError, condense
 from lightning_alws.generative import GenerativeModel
 from lightning_alws.guard import GuardedModule
-from lightning_alws.noise import global_seed, seeded
+from lightning_alws.noise import global_seed, reseed, seeded
 from lightning_alws.penalties import Penalty
 
 PRIMITIVES = (bool, int, float, str, type(None))
@@ -80,6 +80,26 @@ class LatentVariableModule(GuardedModule):
         index = self.trainer.fit_loop.total_batch_idx if index is None else index
         rank = "all" if shared else self.global_rank
         return seeded(self.device, global_seed(), stream, rank, index)
+
+    # What a model of a user's own draws outside of such a block: its global generators follow from the batch as well, in
+    # training, and in each evaluation anew. An override calls super().
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the global generators by the batch count."""
+        self._reseed("train", self.trainer.fit_loop.total_batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed the global generators by the number of the batch; likewise below."""
+        self._reseed("validation", batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed("test", batch_idx)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed("predict", batch_idx)
+
+    def _reseed(self, stage: str, index: int) -> None:
+        reseed(global_seed(), "global", stage, self.global_rank, index)
 
     def penalty(self, penalties: list[Penalty]) -> Tensor | float:
         """−log p(θ)/n for n training data, each penalty at its strength in this step.
