@@ -51,7 +51,7 @@ class Jittered(ImageModel):
 
     def observe(self, batch: Tensor) -> Tensor:
         noise = torch.rand_like(batch) + float(np.random.rand()) + random.random()  # noqa: NPY002
-        return (batch + 0.1 * noise > 0.6).float()
+        return (batch + noise > 1.5).float()
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         super().validation_step(self.observe(x), batch_idx)
@@ -150,7 +150,7 @@ def test_a_users_draws_are_others_in_each_batch(tmp_path: Path, monkeypatch) -> 
 
     monkeypatch.setattr(Jittered, "observe", observe)
     session(tmp_path, "a user's", monkeypatch, steps=6)
-    training, validation = drawn[True][1:], drawn[False]  # the first draw is the check's of the data
+    training, validation = drawn[True][1:], drawn[False]  # the first is that of the check of the data
     assert len(set(training)) == len(training) == 6
     assert validation[:2] == validation[2:]
     assert len(set(validation)) == 2
