@@ -30,7 +30,9 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
         debug: whether the user asked for tracebacks.
     """
     if (child := raised_in_child(error)) is not None:
-        known = Interrupted.said(child[1]) or (UserError(child[1]) if child[0] == "UserError" else RuntimeError(child[1]))
+        known = Interrupted.said(child[1]) or (
+            UserError(child[1]) if child[0] == "UserError" else RuntimeError(child[1])
+        )
         error = error if debug and not isinstance(known, Interrupted) else known
     if isinstance(error, Interrupted):
         return str(error), 128 + error.number

@@ -81,7 +81,7 @@ class LatentVariableModule(GuardedModule):
         rank = "all" if shared else self.global_rank
         return seeded(self.device, global_seed(), stream, rank, index)
 
-    # What a model of a user's own draws outside of such a block: its global generators follow from the batch as well, in
+    # For what a user's own model draws outside of such a block: the global generators follow from the batch as well, in
     # training, and in each evaluation anew. An override calls super().
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

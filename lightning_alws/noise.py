@@ -40,7 +40,7 @@ def reseed(*parts: int | str) -> None:
     """Let all global generators (torch's on every device, NumPy's, Python's) go on from a seed made of the parts."""
     seed = mix_seed(*parts)
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002: the generator that a user's code draws from
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (a user's code draws from it)
     random.seed(seed)
 
 

@@ -71,6 +71,7 @@ def test_saved_config_reruns_to_the_same_result(run: Path, tmp_path: Path) -> No
     assert first == second
 
 
+@pytest.mark.slow  # fast, without the command line: tests/test_resume.py
 @pytest.mark.parametrize(
     "method",
     [
@@ -133,7 +134,7 @@ def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-@pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_validate_and_test_a_checkpoint(run: Path, command: str, which: str) -> None:
     before = json.loads((run / "results.json").read_text())
     assert main([command, "--config", str(run / "config.yaml"), "--ckpt_path", which]) == 0

@@ -51,7 +51,7 @@ def moved_and_finite(folder: Path, module: Any, data: Images) -> None:
     assert module.skipped_total == 0
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", pytest.param("gaussian", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["constant", "white", "duplicated", "single"])
 @pytest.mark.parametrize("method", [*LEARNING, "VAE"])
 def test_poor_data(tmp_path: Path, method: str, kind: str, likelihood: str) -> None:

@@ -58,7 +58,7 @@ def test_gradient_of_the_prediction_is_the_regression_of_gradients(make, mode: s
         torch.testing.assert_close(gradient, torch.from_numpy(reference), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("mode", ["plug-in", "direct"])
+@pytest.mark.parametrize("mode", ["plug-in", pytest.param("direct", marks=pytest.mark.slow)])
 def test_converges_to_the_exact_gradient(mode: str) -> None:
     """RMS error of ∇_θ Ĵ(x) over x ~ p_θ, relative to the RMS exact gradient, falls with N."""
     model = LinearGaussian(latent_dim=2, observed_dim=4, log_scale=0.0)
@@ -78,6 +78,7 @@ def test_converges_to_the_exact_gradient(mode: str) -> None:
     assert errors[2] < 0.25, errors
 
 
+@pytest.mark.slow
 def test_centred_gradient_has_mean_zero_where_the_model_fits_and_the_plain_one_has_not() -> None:
     """Data from the model at the same θ, small N, coarse kernel: plain is biased, centred is not."""
     means = {}

@@ -93,7 +93,9 @@ def session(
     settings: dict[str, Any] = {"max_steps": steps, "max_epochs": -1, "val_check_interval": 3,
                                 "check_val_every_n_epoch": None, "plugins": [AtomicCheckpointIO()],
                                 "log_every_n_steps": 1}  # fmt: skip
-    run = trainer(folder, callbacks, **settings) if processes == 1 else forked(folder, callbacks, monkeypatch, **settings)
+    run = (
+        trainer(folder, callbacks, **settings) if processes == 1 else forked(folder, callbacks, monkeypatch, **settings)
+    )
     run.fit(model, datamodule=Rows(rows), ckpt_path=checkpoint, weights_only=True)
 
 

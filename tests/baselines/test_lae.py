@@ -58,6 +58,7 @@ def test_chain_samples_every_posterior_of_a_batch(name: str) -> None:
     assert max(distances(name, width=5)) < BAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_without_the_test_of_proposals_the_error_is_visible(name: str) -> None:
     assert max(distances(name, width=5, metropolis=False)) > BAR

@@ -180,6 +180,7 @@ def test_error_of_the_gradient_at_four_thousand_samples() -> None:
     assert many < 0.1
 
 
+@pytest.mark.slow
 def test_filters_and_noise_of_its_own_data_are_recovered() -> None:
     """From filters rotated by 0.4 rad, a fifth too short, and a noise scale half too large."""
     x = small(OTHER_WEIGHT, 0.2).sleep(5000).x.float()
