@@ -72,7 +72,7 @@ class SaveConfig(SaveConfigCallback):
         """Write it once, on rank zero; without the checkpoint that this session continued from, to rerun as it is."""
         if stage == "fit" and trainer.is_global_zero:
             config = self.config.clone()
-            config.ckpt_path = None
+            config.ckpt_path, config.begin_anew = None, False
             with atomic_write(Path(trainer.default_root_dir) / self.config_filename, "w") as file:
                 file.write(self.parser.dump(config, skip_none=False, skip_validation=True))  # parsing has validated it
 
@@ -103,6 +103,13 @@ class AlwsCLI(LightningCLI):
         )
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs; this one's is RUNS/NAME")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after training")
+        parser.add_argument(
+            "--begin_anew",
+            type=bool,
+            default=False,
+            help="begin again in the folder of a run that was killed before its first checkpoint; with --ckpt_path "
+            "last, go on where there is a checkpoint, else begin: one command for a job that is requeued",
+        )
         for section, callback in SECTIONS.items():
             parser.add_lightning_class_args(callback, section)
         for attribute in FROM_DATA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 
@@ -46,7 +47,14 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
     cause = user_error_within(error)
     if not isinstance(cause, MENDABLE):
         return None
-    advice = f"; see that {output_option} names a folder that can be written to" if isinstance(cause, OSError) else ""
+    advice = ""
+    if isinstance(cause, OSError):
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = (
+            "; free some space, and go on with --ckpt_path last if the run has a checkpoint"
+            if full
+            else f"; see that {output_option} names a folder that can be written to"
+        )
     return f"{condense(str(cause))}{advice}", 2
 
 

@@ -11,6 +11,7 @@ from callbacks.results import FILE as RESULTS
 from lightning_alws.checkpoints import compare_with_checkpoint, last_whole
 from lightning_alws.errors import UserError
 
+BEGIN_ANEW = "if no process is at work on it, begin it again with --begin_anew true"
 # What a model takes from the data module.
 FROM_DATA = ("image_shape", "likelihood", "event_shape", "input_current", "time_step")
 
@@ -52,9 +53,10 @@ def checkpoint_to_load(config: Any, subcommand: str) -> Path | None:
     """
     folder = Path(config.runs) / config.name
     fitting, trying = subcommand == "fit", bool(config.trainer.fast_dev_run)
-    if config.ckpt_path is None:
+    anew = fitting and config.begin_anew
+    if config.ckpt_path is None or (anew and str(config.ckpt_path) == "last" and not has_checkpoint(folder)):
         if fitting and not trying:
-            refuse_to_overwrite(folder)
+            refuse_to_overwrite(folder, anew)
         if not fitting and not trying:
             raise UserError(
                 f"alws {subcommand} needs a trained model, but ckpt_path is not given; add --ckpt_path best, last, or "
@@ -67,6 +69,11 @@ def checkpoint_to_load(config: Any, subcommand: str) -> Path | None:
         )
     path = Path(config.ckpt_path)
     if str(config.ckpt_path) == "last":
+        if fitting and (folder / RESULTS).exists() and not has_checkpoint(folder):
+            raise UserError(
+                f"ckpt_path is last, but the run in {folder} has saved no checkpoint yet (its {RESULTS} says "
+                f"{read_status(folder / RESULTS)}); {BEGIN_ANEW}."
+            )
         path = last_whole(folder / CHECKPOINTS)
     elif str(config.ckpt_path) == "best":
         path = folder / CHECKPOINTS / "best.ckpt"
@@ -94,17 +101,36 @@ def check_checkpoint(path: Path, config: Any, subcommand: str, model: dict[str, 
         refuse_to_overwrite(folder)
 
 
-def refuse_to_overwrite(folder: Path) -> None:
-    """Raise a UserError if a run lives in the folder; one that ended before its first checkpoint is none."""
-    if (folder / CHECKPOINTS).exists():
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run folder holds one, be it damaged; a folder of half-written files is none."""
+    return any((folder / CHECKPOINTS).glob("*.ckpt"))
+
+
+def refuse_to_overwrite(folder: Path, begin_anew: bool = False) -> None:
+    """Raise a UserError if a run lives in the folder; one that ended before its first checkpoint is none.
+
+    Args:
+        folder: of the run.
+        begin_anew: the user says that a run without a checkpoint, of which the record says that it is running, was
+            killed; nobody else can know.
+    """
+    if has_checkpoint(folder):
         raise UserError(
             f"the run folder {folder} already holds {CHECKPOINTS}; continue that run with --ckpt_path last, or give "
             "another --name."
         )
-    if (folder / RESULTS).exists() and read_status(folder / RESULTS) not in ("failed", "interrupted"):
+    if not (folder / RESULTS).exists():
+        return
+    status = read_status(folder / RESULTS)
+    if status == "running" and not begin_anew:
+        raise UserError(
+            f"the run folder {folder} holds a run without any checkpoint, which is running or was killed; "
+            f"{BEGIN_ANEW}, or give another --name."
+        )
+    if status not in ("running", "failed", "interrupted"):
         raise UserError(
             f"the run folder {folder} already holds {RESULTS}, but no checkpoint to continue from; give another "
-            "--name, or remove the folder if no run is writing to it."
+            "--name, or move the folder away."
         )
 
 

@@ -276,6 +276,13 @@ def test_a_resumed_run_goes_on_with_the_falling_rate(tmp_path) -> None:
     assert [rate for (rate,) in second][1:] == pytest.approx([0.1 * 10 ** (-step / 2) for step in (3, 4)])
 
 
+def test_another_last_step_of_a_falling_rate_is_said(tmp_path) -> None:
+    settings = {"learning_rate": 0.1, "final_learning_rate": 0.001}
+    _, checkpoint = fit_rates(tmp_path, 2, **settings)
+    with pytest.warns(UserWarning, match="is now reached in step 5, but was to be in step 2 when .* the rate jumps"):
+        fit_rates(tmp_path, 5, ckpt_path=checkpoint, **settings)
+
+
 def test_a_falling_rate_needs_a_last_step(tmp_path) -> None:
     module = learner(LinearGaussian(), sleep_samples=20, final_learning_rate=1e-4)
     loader = DataLoader(torch.randn(8, 3).double(), batch_size=4)
