@@ -5,6 +5,7 @@
 samples them every hundredth of the run, prints the medians of the first and the last tenth and their ratio, and exits
 with status 1 where memory or step time has grown by more than the given factors, or any file stays open that was not at
 first. The run validates and saves as the quickstart does. A tenth of it goes by before the first sample: caches fill.
+Ctrl-C and SIGTERM end it as any run, and what there is by then is reported.
 The median step of the first and of the last thousand is printed too, the former from the very beginning.
 """
 
@@ -108,13 +109,13 @@ def soak() -> int:
              "--trainer.max_steps", str(given.steps), "--trainer.callbacks", sampler, "--test_after_fit",
              "false", "--trainer.enable_progress_bar", "false", *more]
         )  # fmt: skip
-    if status:
-        return status
+    if len(Soak.rows) < 2:  # stopped, or failed, before there was anything to compare
+        return status or 1
     grown = report(Soak.rows, given.memory, given.time)
     first, last = (1000 * statistics.median(part) for part in (Soak.steps[:THOUSAND], Soak.steps[-THOUSAND:]))
     print(f"{len(Soak.steps)} steps; median of the first thousand {first:.2f} ms, of the last {last:.2f} ms")
     print(f"Grown beyond the bound: {', '.join(grown)}." if grown else "Nothing has grown beyond its bound.")
-    return 1 if grown else 0
+    return status or (1 if grown else 0)
 
 
 if __name__ == "__main__":

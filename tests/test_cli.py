@@ -156,6 +156,7 @@ def test_default_name_is_that_of_config_and_data(tmp_path: Path) -> None:
     assert not (tmp_path / "quickstart-Digits" / "samples" / "test.png").exists()
 
 
+@pytest.mark.slow
 def test_later_configs_override_earlier_ones(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("trainer: {max_steps: 2, val_check_interval: 2}\ntest_after_fit: false\n")
@@ -279,6 +280,7 @@ def test_an_untrained_model_is_not_measured(tmp_path: Path, capsys, command: str
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_figures_of_another_run_are_not_overwritten(run: Path, tmp_path: Path, capsys) -> None:
     assert fit(tmp_path, "--trainer.max_steps", "5") == 0
     before = (tmp_path / "run" / "results.json").read_bytes()
@@ -288,6 +290,7 @@ def test_figures_of_another_run_are_not_overwritten(run: Path, tmp_path: Path, c
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_config_of_a_continued_run_reruns_from_the_beginning(tmp_path: Path) -> None:
     assert fit(tmp_path, "--trainer.max_steps", "5") == 0
     config = str(tmp_path / "run" / "config.yaml")

@@ -52,7 +52,15 @@ def moved_and_finite(folder: Path, module: Any, data: Images) -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", pytest.param("gaussian", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["constant", "white", "duplicated", "single"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "constant",
+        pytest.param("white", marks=pytest.mark.slow),
+        pytest.param("duplicated", marks=pytest.mark.slow),
+        "single",
+    ],
+)
 @pytest.mark.parametrize("method", [*LEARNING, "VAE"])
 def test_poor_data(tmp_path: Path, method: str, kind: str, likelihood: str) -> None:
     """A fast learning rate drives the model to the only image there is."""

@@ -52,7 +52,9 @@ def distances(name: str, width: int, metropolis: bool = True) -> list[float]:
     return [distance_to_grid(z[:, i], functools.partial(model.log_posterior, x[i])) for i in range(3)]
 
 
-@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize(
+    "name", [name if name == "non-linear" else pytest.param(name, marks=pytest.mark.slow) for name in POSTERIORS]
+)
 def test_chain_samples_every_posterior_of_a_batch(name: str) -> None:
     """One matrix moves, all images are accepted or refused at once; five features are independent for three images."""
     assert max(distances(name, width=5)) < BAR

@@ -103,6 +103,7 @@ def test_the_oscillator_is_measured_and_drawn(tmp_path: Path, window: tuple[int,
     assert (tmp_path / "figures" / "test.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_users_series_has_no_truth(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("callbacks.oscillator.SIZES", {"val": (30, 120), "test": (30, 120)})
     monkeypatch.setattr("lightning_alws.metrics.kalman.MAX_ITERATIONS", 200)  # 36 points say little

@@ -166,6 +166,7 @@ def relative_error(count: int, repeats: int, residual: bool = True) -> float:
     return float((torch.stack(estimates) - exact).square().sum(1).mean().sqrt() / exact.norm())
 
 
+@pytest.mark.slow
 def test_error_of_the_gradient_falls_with_the_number_of_sleep_samples() -> None:
     few, many = relative_error(500, 20), relative_error(2000, 8)
     assert few > 1.5 * many
