@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import logging
 import os
 import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,25 +34,17 @@ import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels
 import lightning_alws.standard_kernel
 import lightning_alws.trace_features  # noqa: F401
-from callbacks.checkpoint import FOLDER as CHECKPOINTS
-from callbacks.results import FILE as RESULTS
-from callbacks.signals import Interrupted
-from lightning_alws.checkpoints import AtomicCheckpointIO, compare_with_checkpoint, last_whole
+from lightning_alws.checkpoints import AtomicCheckpointIO
 from lightning_alws.comparison.command import compare
-from lightning_alws.errors import UserError, condense, lost_process
+from lightning_alws.errors import UserError, condense
 from lightning_alws.export import export
 from lightning_alws.files import atomic_write
+from lightning_alws.messages import ending, quieten
 from lightning_alws.module import LatentVariableModule
+from lightning_alws.run_folder import FROM_DATA, check_checkpoint, check_settings, checkpoint_to_load, default_name
 
 CONFIGS = Path(__file__).parent / "configs"
 COMPARISONS = "comparisons"  # the folder of plans among them
-FROM_DATA = (
-    "image_shape",
-    "likelihood",
-    "event_shape",
-    "input_current",
-    "time_step",
-)  # what a model takes from the data module
 SECTIONS = {
     "checkpoint": callbacks.RunCheckpoint,
     "sample_grid": callbacks.SampleGrid,
@@ -84,13 +73,29 @@ class SaveConfig(SaveConfigCallback):
         """Write it once, on rank zero; without the checkpoint that this session continued from, to rerun as it is."""
         if stage == "fit" and trainer.is_global_zero:
             config = self.config.clone()
-            config.ckpt_path = None
+            config.ckpt_path, config.begin_anew = None, False
             with atomic_write(Path(trainer.default_root_dir) / self.config_filename, "w") as file:
-                file.write(self.parser.dump(config, skip_none=False))
+                file.write(self.parser.dump(config, skip_none=False, skip_validation=True))  # parsing has validated it
 
 
 class AlwsCLI(LightningCLI):
     """LightningCLI with a run folder, callbacks as sections, and checkpoints that never change the model silently."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        given = settings.get("args") or [""]
+        self._asked = given[0] if isinstance(given, list) else None
+        super().__init__(*args, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for, where one is: each has a parser of its own, an eighth of a second of work."""
+        known = LightningCLI.subcommands()
+        return {self._asked: known[self._asked]} if self._asked in known else known
+
+    def _dump_config(self) -> None:
+        """As Lightning's, but without another validation of what parsing has just validated."""
+        if not hasattr(self, "config_dump"):
+            settings = {"skip_link_targets": False, "skip_none": False, "skip_validation": True}
+            self.config_dump = yaml.safe_load(self.parser.dump(self.config, **settings))[self.config.subcommand]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own arguments, the callbacks, and what the model takes from the data."""
@@ -99,6 +104,13 @@ class AlwsCLI(LightningCLI):
         )
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs; this one's is RUNS/NAME")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after training")
+        parser.add_argument(
+            "--begin_anew",
+            type=bool,
+            default=False,
+            help="begin again in the folder of a run that was killed before its first checkpoint; with --ckpt_path "
+            "last, go on where there is a checkpoint, else begin: one command for a job that is requeued",
+        )
         for section, callback in SECTIONS.items():
             parser.add_lightning_class_args(callback, section)
         for attribute in FROM_DATA:
@@ -110,55 +122,15 @@ class AlwsCLI(LightningCLI):
         Lightning's own version overrides ``--model`` by what the checkpoint holds, its class included, and says
         nothing; and where ``last`` finds no file, training starts afresh.
         """
-        config = self.config[self.config.subcommand]
-        seed = config.seed_everything
-        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}.")
-        for attribute in FROM_DATA:
-            if config.model.init_args.get(attribute) is not None:
-                raise UserError(f"model.{attribute} is given, but it comes from the data module; leave it out.")
-        config.name = config.name or self._default_name(config)
-        clip = config.trainer.gradient_clip_val
-        if clip is not None and clip < 0:
-            raise UserError(f"trainer.gradient_clip_val is {clip}; give a positive number, or null for no clipping.")
-        if ".." in Path(config.name).parts or Path(config.name).is_absolute():
-            raise UserError(f"name is {config.name}, which leads out of the folder of runs; set --runs instead.")
-        folder = Path(config.runs) / config.name
-        fitting, trying = self.config.subcommand == "fit", bool(config.trainer.fast_dev_run)
-        if config.ckpt_path is None:
-            if fitting and not trying:
-                refuse_to_overwrite(folder)
-            if not fitting and not trying:
-                raise UserError(
-                    f"alws {self.config.subcommand} needs a trained model, but ckpt_path is not given; add --ckpt_path "
-                    "best, last, or a file."
-                )
-            return
-        if "://" in str(config.ckpt_path):
-            raise UserError(
-                f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first."
-            )
-        path = Path(config.ckpt_path)
-        if str(config.ckpt_path) == "last":
-            path = last_whole(folder / CHECKPOINTS)
-        elif str(config.ckpt_path) == "best":
-            path = folder / CHECKPOINTS / "best.ckpt"
-        if not path.is_file():
-            raise UserError(
-                f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name."
-            )
-        config.ckpt_path = str(path)
-        self._dump_config()
-        compare_with_checkpoint(path, self.config_dump["model"], resuming=fitting)
-        # Validation and prediction leave the figures in a run folder as they are; fit and test write them.
-        of_this_run = path.resolve().parent.parent == folder.resolve()
-        if self.config.subcommand in ("fit", "test") and not of_this_run and not trying:
-            refuse_to_overwrite(folder)
-
-    @staticmethod
-    def _default_name(config: Any) -> str:
-        files = [Path(str(file)).stem for file in config.get("config") or []]
-        return f"{files[0] if files else 'run'}-{config.data.class_path.rsplit('.', 1)[-1]}"
+        subcommand = self.config.subcommand
+        config = self.config[subcommand]
+        config.name = config.name or default_name(config)
+        check_settings(config)
+        path = checkpoint_to_load(config, subcommand)
+        config.ckpt_path = None if path is None else str(path)
+        if path is not None:
+            self._dump_config()
+            check_checkpoint(path, config, subcommand, self.config_dump["model"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, at home in the run folder, with checkpoints that are written whole.
@@ -192,38 +164,6 @@ class AlwsCLI(LightningCLI):
         if best:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
             print_results(self.trainer)
-
-
-def refuse_to_overwrite(folder: Path) -> None:
-    """Raise a UserError if a run lives in the folder; one that ended before its first checkpoint is none."""
-    if (folder / CHECKPOINTS).exists():
-        raise UserError(
-            f"the run folder {folder} already holds {CHECKPOINTS}; continue that run with --ckpt_path last, or give "
-            "another --name."
-        )
-    if (folder / RESULTS).exists() and read_status(folder / RESULTS) not in ("failed", "interrupted"):
-        raise UserError(
-            f"the run folder {folder} already holds {RESULTS}, but no checkpoint to continue from; give another "
-            "--name, or remove the folder if no run is writing to it."
-        )
-
-
-def read_status(results: Path) -> str | None:
-    """The status in a ``results.json``; None where it has none that can be read."""
-    try:
-        return json.loads(results.read_text())["status"]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def user_error_within(error: BaseException) -> BaseException:
-    """The UserError that an error was raised from, however deep (jsonargparse wraps those of constructors)."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
 
 
 def print_results(trainer: Trainer) -> None:
@@ -300,43 +240,13 @@ def main(args: list[str] | None = None) -> int:
         if args[:1] == ["export"]:
             return export(args[1:], resolve)
         run_lightning(args)
-    except Interrupted as signal:
-        print(f"alws: {signal}", file=sys.stderr)
-        return 128 + signal.number
     except Exception as error:
-        if not debug and (reason := lost_process(error)) is not None:
-            print(
-                f"alws: another process of this run has died ({reason}); see above what it said, or whether the system "
-                "killed it for memory, and go on with --ckpt_path last.",
-                file=sys.stderr,
-            )
-            return 1
-        cause = user_error_within(error)
-        if debug or not isinstance(cause, UserError | MisconfigurationException | OSError | yaml.YAMLError):
+        end = ending(error, "--out" if args[:1] in (["compare"], ["export"]) else "--runs", debug)
+        if end is None:
             raise
-        option = "--out" if args[:1] in (["compare"], ["export"]) else "--runs"
-        advice = f"; see that {option} names a folder that can be written to" if isinstance(cause, OSError) else ""
-        print(f"alws: {condense(str(cause))}{advice}", file=sys.stderr)
-        return 2
+        print(f"alws: {end[0]}", file=sys.stderr)
+        return end[1]
     return 0
-
-
-def quieten() -> None:
-    """Silence warnings that are not about the user's run."""
-    # The loaders hold tensors on the device: worker processes would only copy them.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # Small data sets have fewer batches than the default logging interval; each config sets its own.
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    # The arguments are passed on by `main` on purpose, less our own.
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-    # Lightning's own use of a torch interface that is being renamed.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # Advertisements among Lightning's log lines.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-    # We place checkpoints where a run already has some on purpose, when it is continued.
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
 
 
 if __name__ == "__main__":

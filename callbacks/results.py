@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning import Callback
 
 from callbacks.signals import Interrupted
+from lightning_alws.errors import raised_in_child
 from lightning_alws.files import write_json
 from lightning_alws.noise import global_seed
 
@@ -84,12 +85,20 @@ class ResultsFile(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """A run that failed says so; commands that write nothing here when they succeed write no failure either."""
-        if trainer.state.fn in ("validate", "predict"):
+        if trainer.state.fn in ("validate", "predict") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "failed"
-        first_line = next(iter(str(exception).splitlines()), "")
+        name, first_line = type(exception).__name__, next(iter(str(exception).splitlines()), "")
+        child = raised_in_child(exception)
+        if child is not None:
+            name, first_line = child
+            status = "interrupted" if Interrupted.said(first_line) else "failed"
+        error = f"{name}: {first_line}"
         with contextlib.suppress(OSError):  # a full disk: the exception at hand says more
-            self._write(trainer, pl_module, status, error=f"{type(exception).__name__}: {first_line}")
+            if child is None:
+                self._write(trainer, pl_module, status, error)
+            else:  # the trainer of this process has seen nothing of the run
+                note_ending(Path(trainer.default_root_dir) / FILE, status, error)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: str, error: str | None = None) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -150,6 +159,13 @@ class ResultsFile(Callback):
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             },
         )
+
+
+def note_ending(path: Path, status: str, error: str) -> None:
+    """Change how a run ended, in its ``results.json``, and nothing else; how far it came, its checkpoint tells."""
+    if path.exists():
+        before = json.loads(path.read_text())
+        write_json(path, {"status": status, "error": error, **{k: v for k, v in before.items() if k != "status"}})
 
 
 def keep_better(metrics: dict[str, Any], provenance: dict[str, Any], new: dict[str, Any], made: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 # Ctrl-C, what a system sends before it kills, and what SLURM can send ahead of the time limit (--signal=USR1@120).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -26,6 +27,12 @@ class Interrupted(Exception):
             f"stopped by {signal.Signals(number).name} after step {step}, which is saved; go on with --ckpt_path last."
         )
         self.number = number
+
+    @classmethod
+    def said(cls, message: str) -> Self | None:
+        """The same exception from its message, as it arrives from another process; None for another message."""
+        found = re.match(r"stopped by (SIG\w+) after step (\d+)", message)
+        return cls(signal.Signals[found[1]], int(found[2])) if found else None
 
 
 class SignalWatch:

@@ -11,7 +11,9 @@ Proceedings of the Royal Society B 265, 1998.
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from lightning_alws.errors import UserError
+from lightning_alws.files import read_bytes
 
 VAN_HATEREN = ".iml"
 VAN_HATEREN_SHAPE = (1024, 1536)
@@ -61,11 +64,11 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield str(path), path.read_bytes()
+                yield str(path), read_bytes(path, "an image of data.source")
     elif not source.is_file():
         raise UserError(f"data.source is {source}, but there is no such file or folder; check the path.")
     elif source.suffix.lower() in SUFFIXES:
-        yield str(source), source.read_bytes()
+        yield str(source), read_bytes(source, "data.source")
     else:
         try:
             with tarfile.open(source) as archive:
@@ -73,7 +76,7 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
                     file = archive.extractfile(member) if Path(member.name).suffix.lower() in SUFFIXES else None
                     if file is not None:
                         yield f"{source}/{member.name}", file.read()
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise UserError(
                 f"data.source is {source}, which is no readable tar and no image file ({error}); give a folder or tar "
                 "of images."

@@ -13,6 +13,7 @@ from torch import Tensor
 from datamodules.arrays import ArrayDataModule
 from datamodules.loader import SPLITS, BatchLoader
 from lightning_alws.errors import UserError
+from lightning_alws.files import read_text
 
 SAME_STEP = 1e-3  # relative difference of two time steps that is rounding in the file
 
@@ -79,13 +80,11 @@ def read_columns(
         UserError: there is no such file, a column is missing or there twice, or a cell is empty, no number, NaN or
             infinite.
     """
-    if not path.is_file():
-        raise UserError(f"{argument} is {path}, but there is no such file; check the path.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, PermissionError) as error:
-        raise UserError(f"{argument} is {path}, which cannot be read as text ({error}); give a CSV file.") from error
-    lines = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+        table = list(csv.reader(read_text(path, argument).splitlines()))
+    except csv.Error as error:
+        raise UserError(f"{argument} is {path}, which is no table ({error}); give a CSV file.") from error
+    lines = [row for row in table if any(cell.strip() for cell in row)]
     if not lines:
         raise UserError(f"{argument} is {path}, which is empty; write the columns' names, and below one row a time.")
     names = [name.strip().lower() for name in lines[0]]

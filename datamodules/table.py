@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from datamodules.arrays import ArrayDataModule
 from lightning_alws.errors import UserError
+from lightning_alws.files import read_bytes, read_text
 from lightning_alws.noise import generator
 
 SUFFIXES = (".csv", ".npy")
@@ -57,7 +59,14 @@ class Table(ArrayDataModule):
 
     @functools.cached_property
     def _table(self) -> Tensor:
-        return read_table(Path(self.path))
+        rows = read_table(Path(self.path))
+        bad = (~torch.isfinite(rows)).flatten(1).any(1)
+        if bad.any():
+            raise UserError(
+                f"{self.path} has a NaN or an infinity in {int(bad.sum())} of {len(rows)} rows, first in row "
+                f"{int(bad.nonzero()[0]) + 1}; remove or fill them."
+            )
+        return rows
 
     def read(self) -> dict[str, Tensor]:
         """The rows of the three splits.
@@ -87,17 +96,15 @@ def read_table(path: Path, argument: str = "data.path") -> Tensor:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{argument} is {path}; give a file that ends in {' or '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise UserError(f"{argument} is {path}, but there is no such file; check the path.")
     if path.suffix == ".npy":
         try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            array = np.lib.format.read_array(io.BytesIO(read_bytes(path, argument)), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} is no NumPy array of numbers ({error}); save it with numpy.save.") from error
         if array.ndim == 0 or array.dtype.kind not in "fiub":
             raise UserError(f"{path} holds {array.dtype} of shape {array.shape}; save an array (n, ...) of numbers.")
         return torch.from_numpy(array.astype(np.float32))
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    lines = [line for line in read_text(path, argument).splitlines() if line.strip()]
     rows = [line.split(",") for line in lines]
     named = bool(rows) and not all(_is_number(cell) for cell in rows[0])
     rows = rows[named:]

@@ -172,10 +172,21 @@ def compare_with_checkpoint(path: Path, model: dict[str, Any], resuming: bool) -
             f"the checkpoint {path} is of the model {stored_class}, but --model is {model['class_path']}; "
             "use the config the run was made with (config.yaml in its folder)."
         )
+    settings, old = flatten(model["init_args"]), flatten(stored)
+    gone = [name for name in old if name not in settings and not name.startswith("_") and "." not in name]
+    if gone and settings:
+        written = f", written by alws {checkpoint['alws_version']}," if "alws_version" in checkpoint else ""
+        sentence = (
+            f"the checkpoint {path}{written} was trained with model.{gone[0]} {old[gone[0]]}, a setting that "
+            f"{model['class_path']} no longer has"
+        )
+        if resuming:
+            raise UserError(f"{sentence}; go on with the version that wrote it, or start a new run.")
+        rank_zero_warn(f"{sentence}; it is ignored.")
     if not resuming:
         return
-    for name, value in flatten(model["init_args"]).items():
-        before = flatten(stored).get(name, value)
+    for name, value in settings.items():
+        before = old.get(name, value)
         if value is not None and before != value:
             raise UserError(
                 f"model.{name} is {value}, but the checkpoint {path} was trained with {before}; a run is continued as "

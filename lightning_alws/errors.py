@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 
 class UserError(Exception):
@@ -69,3 +70,15 @@ def lost_process(error: BaseException) -> str | None:
             return re.sub(r"^\[\S+\] ?", "", text).split(". ")[0].rstrip(".")  # the first sentence; then comes advice
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def raised_in_child(error: BaseException) -> tuple[str, str] | None:
+    """(class, first line) of what a forked or spawned process of the run raised; None for an error of this process.
+
+    Of the child's exception only its printed traceback arrives here.
+    """
+    if not isinstance(error, ProcessRaisedException):
+        return None
+    traceback = str(error).rpartition("Traceback (most recent call last):")[2]
+    said = re.search(r"(?m)^(\w[\w.]*)(?:: (.*))?$", traceback)
+    return (said[1].rpartition(".")[2], said[2] or "") if said else ("ProcessRaisedException", "")

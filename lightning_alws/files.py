@@ -10,6 +10,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_alws.errors import UserError
+
+
+def read_bytes(path: Path, argument: str) -> bytes:
+    """The content of a file that a user names; raises a UserError if there is none, or it cannot be read.
+
+    Args:
+        path: the file.
+        argument: the option that it came from, for the message.
+    """
+    if path.is_dir():
+        raise UserError(f"{argument} is {path}, which is a folder; give a file.")
+    if not path.is_file():
+        raise UserError(f"{argument} is {path}, but there is no such file; check the path.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{argument} is {path}, which cannot be read ({error.strerror}); see its permissions."
+        ) from error
+
+
+def read_text(path: Path, argument: str) -> str:
+    """As :func:`read_bytes`, the text; a byte order mark, as spreadsheets write, is no part of it."""
+    try:
+        return read_bytes(path, argument).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{argument} is {path}, which cannot be read as text ({error}); give a CSV file.") from error
+
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:

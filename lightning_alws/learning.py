@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -160,6 +161,9 @@ class AmortisedLearning(LatentVariableModule):
         if self._unchecked:
             check_data(self.generative, self.observe(batch), self.direct)
             self._unchecked = False
+        super().on_train_batch_start(
+            batch, batch_idx
+        )  # last: the check may have drawn, in a session's first batch alone
 
     def observe(self, batch: Any) -> Tensor:
         """The observations x* (B, *event) of a batch; a model given a context (inputs, a mask) takes it in here."""
@@ -247,6 +251,34 @@ class AmortisedLearning(LatentVariableModule):
     def predict_step(self, batch: Any, batch_idx: int) -> AmortisedPosterior:
         """The amortised posterior of a batch of observations."""
         return self.amortised_posterior(self.observe(batch), batch_idx)
+
+    def setup(self, stage: str) -> None:
+        """Raise a UserError for a precision in which no Gram matrix can be factorised."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(
+                f"trainer.precision is {self.trainer.precision}, in which no Gram matrix can be factorised; give "
+                f"{self.trainer.precision.replace('true', 'mixed')}, which keeps the regression in float32, or 32-true."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the step until which the learning rate falls."""
+        super().on_save_checkpoint(checkpoint)
+        if self.learning.final_learning_rate is not None and self._trainer is not None:
+            checkpoint["falls_until"] = self.trainer.estimated_stepping_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Warn where the rate would now fall until another step: the run is then none that was never cut."""
+        super().on_load_checkpoint(checkpoint)
+        before = checkpoint.get("falls_until")
+        if before is None or self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        now = self.trainer.estimated_stepping_batches
+        if now != before:
+            rank_zero_warn(
+                f"model.learning.final_learning_rate is now reached in step {now}, but was to be in step {before} when "
+                "the checkpoint was written (trainer.max_steps): the rate jumps, and the run is not the one that a "
+                "single session would have been."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, one group for the model and one for kernel and ridge where they are trained.

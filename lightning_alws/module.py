@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_alws.errors import UserError, condense
+from lightning_alws.errors import UserError
 from lightning_alws.generative import GenerativeModel
 from lightning_alws.guard import GuardedModule
-from lightning_alws.noise import global_seed, seeded
+from lightning_alws.noise import global_seed, reseed, seeded
 from lightning_alws.penalties import Penalty
 
 PRIMITIVES = (bool, int, float, str, type(None))
@@ -25,6 +27,23 @@ def is_primitive(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(is_primitive(part) for part in value)
     return isinstance(value, PRIMITIVES)
+
+
+def differences(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What a stored state lacks, has too much, or has of another shape, each by the first name and how many more."""
+
+    def listed(names: list[str]) -> str:
+        return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+    lacks, extra = [name for name in own if name not in stored], [name for name in stored if name not in own]
+    shapes = [
+        f"{name} has shape {tuple(stored[name].shape)} in it, but {tuple(value.shape)} in the model"
+        for name, value in own.items()
+        if name in stored and stored[name].shape != value.shape
+    ]
+    parts = [f"it lacks {listed(lacks)}"] if lacks else []
+    parts += [f"it holds {listed(extra)}, which the model has not"] if extra else []
+    return "; ".join(parts + ([listed(shapes)] if shapes else []))
 
 
 class LatentVariableModule(GuardedModule):
@@ -52,6 +71,7 @@ class LatentVariableModule(GuardedModule):
                 f"model.learning.averaging is {averaging}; give 0 for none, or a decay below 1, such as 0.999."
             )
         self.generative = generative
+        self._written_by: str | None = None  # version that wrote the checkpoint being loaded
 
         def average(averaged: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
             # On the device throughout: `updates` is a tensor there, and reading it would stop the device at each step.
@@ -80,6 +100,26 @@ class LatentVariableModule(GuardedModule):
         index = self.trainer.fit_loop.total_batch_idx if index is None else index
         rank = "all" if shared else self.global_rank
         return seeded(self.device, global_seed(), stream, rank, index)
+
+    # For what a user's own model draws outside of such a block: the global generators follow from the batch as well, in
+    # training, and in each evaluation anew. An override calls super().
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the global generators by the batch count."""
+        self._reseed("train", self.trainer.fit_loop.total_batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed the global generators by the number of the batch; likewise below."""
+        self._reseed("validation", batch_idx)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed("test", batch_idx)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed("predict", batch_idx)
+
+    def _reseed(self, stage: str, index: int) -> None:
+        reseed(global_seed(), "global", stage, self.global_rank, index)
 
     def penalty(self, penalties: list[Penalty]) -> Tensor | float:
         """−log p(θ)/n for n training data, each penalty at its strength in this step.
@@ -122,21 +162,27 @@ class LatentVariableModule(GuardedModule):
             else:
                 torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch's; a UserError where the state is of a model of other sizes."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; a UserError that says what is missing, or too much, where the state is of another model."""
         try:
-            return super().load_state_dict(*args, **kwargs)
+            return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            lines = str(error).splitlines()  # torch names each tensor in a line of its own; the first will do
-            reason = condense(lines[min(1, len(lines) - 1)])
+            theirs, ours = self._written_by, version("alws")
+            other = f" and alws {theirs}, which wrote it (this is {ours})" if theirs not in (None, ours) else ""
             raise UserError(
-                f"the checkpoint does not fit the model ({reason}); use the config the run was made with "
-                "(config.yaml in its folder)."
+                f"the checkpoint does not fit the model ({differences(state_dict, self.state_dict())}); use the config "
+                f"the run was made with (config.yaml in its folder){other}."
             ) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which version wrote it; this comes before its state is loaded."""
+        super().on_load_checkpoint(checkpoint)
+        self._written_by = checkpoint.get("alws_version")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a checkpoint loadable as data: hyperparameters that are objects, as given from Python, stay out."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["alws_version"] = version("alws")
         if not is_primitive(dict(checkpoint.get("hyper_parameters", {}))):
             checkpoint.pop("hyper_parameters")
             checkpoint.pop("hparams_name", None)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -32,6 +34,14 @@ def mix_seed(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator seeded by :func:`mix_seed` of the parts."""
     return torch.Generator().manual_seed(mix_seed(*parts))
+
+
+def reseed(*parts: int | str) -> None:
+    """Let all global generators (torch's on every device, NumPy's, Python's) go on from a seed made of the parts."""
+    seed = mix_seed(*parts)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (a user's code draws from it)
+    random.seed(seed)
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from cli import CONFIGS, main
-from lightning_alws.checkpoints import flatten
+from lightning_alws.checkpoints import flatten, is_whole, last_whole
 from lightning_alws.errors import condense
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
@@ -71,6 +72,7 @@ def test_saved_config_reruns_to_the_same_result(run: Path, tmp_path: Path) -> No
     assert first == second
 
 
+@pytest.mark.slow  # fast, without the command line: tests/test_resume.py
 @pytest.mark.parametrize(
     "method",
     [
@@ -133,7 +135,7 @@ def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-@pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_validate_and_test_a_checkpoint(run: Path, command: str, which: str) -> None:
     before = json.loads((run / "results.json").read_text())
     assert main([command, "--config", str(run / "config.yaml"), "--ckpt_path", which]) == 0
@@ -154,6 +156,7 @@ def test_default_name_is_that_of_config_and_data(tmp_path: Path) -> None:
     assert not (tmp_path / "quickstart-Digits" / "samples" / "test.png").exists()
 
 
+@pytest.mark.slow
 def test_later_configs_override_earlier_ones(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("trainer: {max_steps: 2, val_check_interval: 2}\ntest_after_fit: false\n")
@@ -219,6 +222,45 @@ def test_checkpoints_of_a_run_are_written_atomically(tmp_path: Path, capsys, mon
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+def killed_at_once(folder: Path) -> Path:
+    """A run folder as SIGKILL leaves it before the first checkpoint, which was being written."""
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "checkpoints" / ".last.ckpt-abc").write_bytes(b"half")
+    (folder / "run" / "results.json").write_text('{"status": "running", "training": {"steps": 0}}')
+    return folder / "run"
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_begun_anew_when_asked(tmp_path: Path, capsys) -> None:
+    run = killed_at_once(tmp_path)
+    before = (run / "results.json").read_bytes()
+    for options, message in (
+        ([], "holds a run without any checkpoint"),
+        (["--ckpt_path", "last"], "has saved no chec"),
+    ):
+        assert fit(tmp_path, "--trainer.max_steps", "5", *options) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert "begin it again with --begin_anew true" in said
+    assert (run / "results.json").read_bytes() == before
+    # One command for a job that is requeued: it begins, goes on, and goes on.
+    requeued = ["--ckpt_path", "last", "--begin_anew", "true", "--test_after_fit", "false"]
+    for steps in ("5", "10"):
+        assert fit(tmp_path, "--trainer.max_steps", steps, *requeued) == 0
+        assert json.loads((run / "results.json").read_text())["training"]["steps"] == int(steps)
+    assert yaml.safe_load((run / "config.yaml").read_text())["begin_anew"] is False
+    assert "previous.ckpt" in [file.name for file in (run / "checkpoints").iterdir()]
+
+
+def test_beginning_anew_overwrites_no_run(run: Path, tmp_path: Path, capsys) -> None:
+    assert fit(run.parent, "--trainer.max_steps", "5", "--begin_anew", "true") == 2
+    assert "already holds checkpoints" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text((run / "results.json").read_text())
+    assert fit(tmp_path, "--trainer.max_steps", "5", "--begin_anew", "true") == 2
+    assert "already holds results.json" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_anew(tmp_path: Path, capsys) -> None:
     missing = ["--data", "MNIST", "--data.root", "/dev/null/nowhere", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--config", QUICKSTART, "--runs", str(tmp_path), "--name", "run", *missing]) == 2
@@ -238,6 +280,7 @@ def test_an_untrained_model_is_not_measured(tmp_path: Path, capsys, command: str
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_figures_of_another_run_are_not_overwritten(run: Path, tmp_path: Path, capsys) -> None:
     assert fit(tmp_path, "--trainer.max_steps", "5") == 0
     before = (tmp_path / "run" / "results.json").read_bytes()
@@ -247,6 +290,7 @@ def test_figures_of_another_run_are_not_overwritten(run: Path, tmp_path: Path, c
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_config_of_a_continued_run_reruns_from_the_beginning(tmp_path: Path) -> None:
     assert fit(tmp_path, "--trainer.max_steps", "5") == 0
     config = str(tmp_path / "run" / "config.yaml")
@@ -257,7 +301,110 @@ def test_config_of_a_continued_run_reruns_from_the_beginning(tmp_path: Path) -> 
 def test_checkpoint_of_a_model_of_another_size_is_named(run: Path, capsys) -> None:
     arguments = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--model.latent_dim", "3"]
     assert main(arguments) == 2
-    assert "the checkpoint does not fit the model (size mismatch for " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "the checkpoint does not fit the model (generative.decoder.net.0.0.weight has shape (8, 8) in it, but (8, 3) "
+        in said
+    )
+
+
+def changed(run: Path, path: Path, **parts: Any) -> str:
+    """A copy of a run's last checkpoint in which entries, or entries of its dictionaries, are others (None: gone)."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    for part, value in parts.items():
+        if not isinstance(value, dict):
+            checkpoint[part] = value
+            continue
+        for key, entry in value.items():
+            if entry is None:
+                del checkpoint[part][key]
+            else:
+                checkpoint[part][key] = entry
+    torch.save(checkpoint, path)
+    return str(path)
+
+
+OLD = {
+    "a parameter is missing": (
+        {"state_dict": {"generative.decoder.net.0.0.bias": None}},
+        "does not fit the model (it lacks generative.decoder.net.0.0.bias); use the config",
+    ),
+    "two are": (
+        {"state_dict": {"generative.decoder.net.0.0.bias": None, "generative.decoder.net.0.0.weight": None}},
+        "it lacks generative.decoder.net.0.0.weight and 1 more",
+    ),
+    "one too many": (
+        {"state_dict": {"generative.gone": torch.zeros(3)}},
+        "it holds generative.gone, which the model has not",
+    ),
+    "one was renamed, in another version": (
+        {
+            "state_dict": {"generative.decoder.net.0.0.bias": None, "generative.offset": torch.zeros(8)},
+            "alws_version": "0.0.7",
+        },
+        "it lacks generative.decoder.net.0.0.bias; it holds generative.offset, which the model has not); use the "
+        "config the run was made with (config.yaml in its folder) and alws 0.0.7, which wrote it (this is ",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize("how", OLD)
+def test_checkpoint_of_a_changed_class_says_what_is_missing(
+    run: Path, tmp_path: Path, capsys, how: str, command: str
+) -> None:
+    parts, message = OLD[how]
+    old = changed(run, tmp_path / "old.ckpt", **parts)
+    arguments = ["--config", str(run / "config.yaml"), "--runs", str(tmp_path), "--name", "new", "--ckpt_path", old]
+    assert main([command, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checkpoint_with_a_renamed_hyperparameter(run: Path, tmp_path: Path, capsys) -> None:
+    """To go on would be another run; to test it, the weights are enough."""
+    old = changed(run, tmp_path / "old.ckpt", hyper_parameters={"least_noise": 0.3}, alws_version="0.0.7")
+    arguments = ["--config", str(run / "config.yaml"), "--runs", str(tmp_path), "--name", "new", "--ckpt_path", old]
+    assert main(["fit", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "old.ckpt, written by alws 0.0.7, was trained with model.least_noise 0.3, a setting that " in said
+    assert "no longer has; go on with the version that wrote it" in said
+    with pytest.warns(UserWarning, match=r"model\.least_noise 0\.3, a setting that .* no longer has; it is ignored"):
+        assert main(["validate", *arguments]) == 0
+
+
+def test_a_precision_without_a_factorisation_is_refused(tmp_path: Path, capsys) -> None:
+    assert fit(tmp_path, "--trainer.max_steps", "5", "--trainer.precision", "bf16-true") == 2
+    assert "trainer.precision is bf16-true, in which no Gram matrix can be factorised; give bf16-mixed" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("what", ["results", "events"])
+def test_a_disk_that_fills_up_later_leaves_the_checkpoint(tmp_path: Path, capsys, monkeypatch, what: str) -> None:
+    """While the record is written at the end of the training, or an event file of TensorBoard's in a later step."""
+    assert fit(tmp_path, "--trainer.max_steps", "5", "--test_after_fit", "false") == 0
+    folder = tmp_path / "run"
+    record = (folder / "results.json").read_bytes()
+    more = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "10",
+            "--trainer.log_every_n_steps", "1"]  # fmt: skip
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if what == "results":
+            patch.setattr("callbacks.results.write_json", full)
+        else:
+            patch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+        assert main(more) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device; free some space, and go on with --ckpt_path last" in said
+    assert "Traceback" not in said
+    results = json.loads((folder / "results.json").read_text())
+    assert (folder / "results.json").read_bytes() == record if what == "results" else results["status"] == "failed"
+    assert is_whole(last_whole(folder / "checkpoints"))
+    assert main(more) == 0
+    assert json.loads((folder / "results.json").read_text())["status"] == "fitted"
 
 
 def test_a_file_of_something_else_is_no_checkpoint(run: Path, tmp_path: Path, capsys) -> None:

@@ -13,7 +13,15 @@ ALL = sorted(CONFIGS.rglob("*.yaml"))
 PLANS = [file for file in ALL if file.parent.name == "comparisons"]  # tests/comparison/test_plan.py
 FILES = [file for file in ALL if file not in PLANS]
 IMAGES = [file for file in FILES if file.parent.name != "experiments"]  # those whose data can be chosen
-CASES = [(file, None) for file in FILES] + [(file, data) for file in IMAGES for data in ("Digits", "MNIST")]
+VARIANTS = ("_short", "_published", "_fixed", "_elbo", "_simulated")  # of other configs, in numbers alone
+CASES = [
+    pytest.param(file, None, marks=pytest.mark.slow) if file.stem.endswith(VARIANTS) else (file, None) for file in FILES
+] + [
+    # Another data set is the same for all; one config shows it, the others in the slow part.
+    (file, data) if file.stem == "al_a" else pytest.param(file, data, marks=pytest.mark.slow)
+    for file in IMAGES
+    for data in ("Digits", "MNIST")
+]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 

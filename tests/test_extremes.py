@@ -51,8 +51,16 @@ def moved_and_finite(folder: Path, module: Any, data: Images) -> None:
     assert module.skipped_total == 0
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-@pytest.mark.parametrize("kind", ["constant", "white", "duplicated", "single"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", pytest.param("gaussian", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "constant",
+        pytest.param("white", marks=pytest.mark.slow),
+        pytest.param("duplicated", marks=pytest.mark.slow),
+        "single",
+    ],
+)
 @pytest.mark.parametrize("method", [*LEARNING, "VAE"])
 def test_poor_data(tmp_path: Path, method: str, kind: str, likelihood: str) -> None:
     """A fast learning rate drives the model to the only image there is."""

@@ -77,6 +77,7 @@ def test_proposals_are_accepted_as_often_as_the_definition_says() -> None:
     assert abs(float(moved.positions[0, accepted == 1].mean() - mean)) < 5 / count**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_stationary_law_is_that_of_the_potential(name: str) -> None:
     """Many chains, after many moves from a narrow law, against a grid; untested proposals leave a visible error.

@@ -58,7 +58,7 @@ def test_gradient_of_the_prediction_is_the_regression_of_gradients(make, mode: s
         torch.testing.assert_close(gradient, torch.from_numpy(reference), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("mode", ["plug-in", "direct"])
+@pytest.mark.parametrize("mode", ["plug-in", pytest.param("direct", marks=pytest.mark.slow)])
 def test_converges_to_the_exact_gradient(mode: str) -> None:
     """RMS error of ∇_θ Ĵ(x) over x ~ p_θ, relative to the RMS exact gradient, falls with N."""
     model = LinearGaussian(latent_dim=2, observed_dim=4, log_scale=0.0)
@@ -78,6 +78,7 @@ def test_converges_to_the_exact_gradient(mode: str) -> None:
     assert errors[2] < 0.25, errors
 
 
+@pytest.mark.slow
 def test_centred_gradient_has_mean_zero_where_the_model_fits_and_the_plain_one_has_not() -> None:
     """Data from the model at the same θ, small N, coarse kernel: plain is biased, centred is not."""
     means = {}
@@ -273,6 +274,13 @@ def test_a_resumed_run_goes_on_with_the_falling_rate(tmp_path) -> None:
     second, _ = fit_rates(tmp_path, 5, ckpt_path=checkpoint, **settings)
     # Resumed after two steps: the first rate was already set when the run was cut.
     assert [rate for (rate,) in second][1:] == pytest.approx([0.1 * 10 ** (-step / 2) for step in (3, 4)])
+
+
+def test_another_last_step_of_a_falling_rate_is_said(tmp_path) -> None:
+    settings = {"learning_rate": 0.1, "final_learning_rate": 0.001}
+    _, checkpoint = fit_rates(tmp_path, 2, **settings)
+    with pytest.warns(UserWarning, match="is now reached in step 5, but was to be in step 2 when .* the rate jumps"):
+        fit_rates(tmp_path, 5, ckpt_path=checkpoint, **settings)
 
 
 def test_a_falling_rate_needs_a_last_step(tmp_path) -> None:

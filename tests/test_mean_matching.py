@@ -76,7 +76,9 @@ def test_weights_satisfy_the_optimality_conditions() -> None:
     assert (gradient[full] + multiplier).max() < slack
 
 
-@pytest.mark.parametrize("bandwidth", [0.5, 1.3, 5.0])
+@pytest.mark.parametrize(
+    "bandwidth", [pytest.param(0.5, marks=pytest.mark.slow), 1.3, pytest.param(5.0, marks=pytest.mark.slow)]
+)
 def test_default_accuracy_is_far_below_the_samples_noise(monkeypatch: pytest.MonkeyPatch, bandwidth: float) -> None:
     """The squared MMD between weighted samples and queries against its minimum; the noise is some 1/M."""
     monkeypatch.setattr(mean_matching, "MOST_STEPS", 20_000)

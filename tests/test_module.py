@@ -424,9 +424,9 @@ def two_processes(
     ("likelihood", "method", "row"),
     [
         ("gaussian", "AL-F", 0),
-        ("gaussian", "centred AL-A", 0),
+        pytest.param("gaussian", "centred AL-A", 0, marks=pytest.mark.slow),
         ("gaussian", "centred", -1),  # the last held-out sample
-        ("bernoulli", "AL-F", 0),
+        pytest.param("bernoulli", "AL-F", 0, marks=pytest.mark.slow),
     ],
 )
 def test_a_nan_on_one_of_two_processes_skips_the_step_on_both(
@@ -443,7 +443,9 @@ def test_a_nan_on_one_of_two_processes_skips_the_step_on_both(
     assert all(value.isfinite().all() for value in zero["state"].values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name == "AL-A" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_two_processes_draw_their_own_noise_and_stay_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

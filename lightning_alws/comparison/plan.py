@@ -157,7 +157,7 @@ def state_of(run: PlannedRun, planned: Mapping[str, Any]) -> State:
     status, error, steps = record.get("status"), record.get("error", ""), record.get("training", {}).get("steps", 0)
     error = error if status == "failed" else ""  # an interruption explains itself
     begun_anew = status in ("failed", "interrupted") and not (run.folder / CHECKPOINTS).exists()
-    if begun_anew:  # as refuse_to_overwrite in cli.py lets it
+    if begun_anew:  # as refuse_to_overwrite lets it
         return State("failed" if status == "failed" else "cut off", run.arguments, error)
     made = settings_that_count(read_config(run.folder / CONFIG)) if (run.folder / CONFIG).exists() else {}
     asked = settings_that_count(planned)

@@ -17,6 +17,7 @@ from lightning_alws.baselines.lower_bound import LowerBoundMethod, log_mean_weig
 from lightning_alws.comparison.table import METRICS
 from lightning_alws.errors import UserError
 
+FAST = ("vae", "al_p", "wgan_gp", "lae")  # of two processes; the others are marked slow
 BOUNDS = [name for name in METHODS if issubclass(METHODS[name].func, LowerBoundMethod)]  # type: ignore[attr-defined]
 
 
@@ -28,7 +29,9 @@ def test_training_moves_every_parameter(name: str, tmp_path) -> None:
     assert [key for key, value in named(module).items() if torch.equal(value, before[key])] == []
 
 
-@pytest.mark.parametrize("name", WITH_ENCODER)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in WITH_ENCODER]
+)
 def test_importance_weights_are_unbiased(name: str) -> None:
     """E_q[p_θ(x, z)/q(z|x)] = p_θ(x), which a grid over the two latents gives."""
     module, x = built(name), images(4)
@@ -79,7 +82,9 @@ class Ranks(pl.Callback):
         torch.save({"state": state, "draw": draw}, self.folder / f"rank{trainer.global_rank}.pt")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_two_processes_keep_their_parameters_equal(name: str, tmp_path, monkeypatch) -> None:
     """Each has draws of its own, and half of the images."""
     module = METHODS[name](image_shape=(1, 8, 8))

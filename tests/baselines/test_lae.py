@@ -34,12 +34,15 @@ def distances(name: str, width: int, **settings) -> list[float]:
 
 
 @pytest.mark.parametrize("damping", [None, 0.1])
-@pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.parametrize(
+    "name", [name if name == "non-linear" else pytest.param(name, marks=pytest.mark.slow) for name in POSTERIORS]
+)
 def test_chain_samples_every_posterior_of_a_batch(name: str, damping: float | None) -> None:
     """One matrix moves, all images are accepted or refused at once; five features are independent for three images."""
     assert max(distances(name, width=5, damping=damping)) < BAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_without_the_test_of_proposals_the_error_is_visible(name: str) -> None:
     assert max(distances(name, width=5, metropolis=False)) > BAR

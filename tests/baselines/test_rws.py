@@ -161,7 +161,9 @@ def test_binary_proposal_is_torchs() -> None:
     torch.testing.assert_close(z.mean(0), logits[0].sigmoid(), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("phases", ["wake", "sleep", "both"])
+@pytest.mark.parametrize(
+    "phases", ["wake", pytest.param("sleep", marks=pytest.mark.slow), pytest.param("both", marks=pytest.mark.slow)]
+)
 def test_training_learns_model_and_posterior(phases: str) -> None:
     """Data of another model of the same class: log p(x) rises towards theirs, q towards the posterior."""
     torch.manual_seed(2)

@@ -255,6 +255,7 @@ def test_critic_estimates_the_distance_of_the_evaluated_model(tmp_path: Path) ->
     torch.testing.assert_close(run.callback_metrics["test/wasserstein"], sum(parts))
 
 
+@pytest.mark.slow
 def test_generator_learns_both_of_two_images(tmp_path: Path) -> None:
     """Left half white or right half white, evenly: what it makes is near one of the two, and each in its turn."""
     left = torch.zeros(1, 1, 8, 8)

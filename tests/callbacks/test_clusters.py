@@ -65,7 +65,7 @@ def run(folder: Path, module: Any, data: Any, **settings: Any) -> dict[str, Any]
     return json.loads((folder / FILE).read_text())
 
 
-@pytest.mark.parametrize("kind", [Draws, Fresh])
+@pytest.mark.parametrize("kind", [Draws, pytest.param(Fresh, marks=pytest.mark.slow)])
 def test_the_true_model_passes(tmp_path: Path, kind: Any) -> None:
     module = made([0.6, 0.395, 0.005])
     results = run(tmp_path, module, kind(module.generative))

@@ -48,7 +48,7 @@ def run(folder: Path, module: Any, data: Any, **settings: Any) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-@pytest.mark.parametrize("latent_dim", [2, 4])
+@pytest.mark.parametrize("latent_dim", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_pictures_and_numbers_lie_in_the_run_folder(tmp_path: Path, latent_dim: int, likelihood: str) -> None:
     module = mixture_model(latent_dim, likelihood)
     prior: Any = module.generative.prior

@@ -55,7 +55,7 @@ def test_errors_of_one_image() -> None:
     assert cross_entropy(estimate, clean) == pytest.approx(-math.log(0.8) - math.log(0.6))
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", [pytest.param("amortised learning", marks=pytest.mark.slow), "variational"])
 def test_a_run_logs_numbers_and_draws(tmp_path: Path, method: str) -> None:
     module, data, callback = MODELS[method](), Images(), figure()
     trainer(tmp_path, [callback, ResultsFile()]).fit(module, datamodule=data)

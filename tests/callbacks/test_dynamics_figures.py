@@ -48,6 +48,7 @@ def identified(model: KalmanModel) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_a_linear_run_recovers_every_parameter_and_the_likelihood(tmp_path: Path) -> None:
     """To 10 % of the largest entry of each; with data of seeds 0 and 1 to 12.5 %.
 
@@ -80,7 +81,7 @@ def test_a_linear_run_recovers_every_parameter_and_the_likelihood(tmp_path: Path
     assert (tmp_path / "figures" / "test.png").is_file()
 
 
-@pytest.mark.parametrize("window", [None, (1, 1)])
+@pytest.mark.parametrize("window", [None, pytest.param((1, 1), marks=pytest.mark.slow)])
 def test_the_oscillator_is_measured_and_drawn(tmp_path: Path, window: tuple[int, int] | None, monkeypatch: Any) -> None:
     monkeypatch.setattr("callbacks.oscillator.SIZES", {"val": (30, 120), "test": (30, 120)})
     monkeypatch.setattr("callbacks.oscillator.PARTICLES", {"val": 50, "test": 50})
@@ -102,6 +103,7 @@ def test_the_oscillator_is_measured_and_drawn(tmp_path: Path, window: tuple[int,
     assert (tmp_path / "figures" / "test.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_users_series_has_no_truth(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("callbacks.oscillator.SIZES", {"val": (30, 120), "test": (30, 120)})
     monkeypatch.setattr("lightning_alws.metrics.kalman.MAX_ITERATIONS", 200)  # 36 points say little

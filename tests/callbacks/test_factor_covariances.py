@@ -23,6 +23,7 @@ REGRESSION = functools.partial(KernelRidge, kernel=PolynomialKernel, ridge=0.1)
 LEARNING = Learning(150, 150, REGRESSION, centred=True, learning_rate=0.06, averaging=0.95)
 
 
+@pytest.mark.slow
 def test_a_run_reaches_exact_maximum_likelihood_and_draws_it(tmp_path: Path) -> None:
     data = LinearGaussianData(2000, 300, 1000, observed_dim=4, latent_dim=1)
     figure = FactorCovariances()

@@ -27,6 +27,7 @@ def model(points: int) -> GaussianProcessModel:
     return GaussianProcessModel(LEARNING, event_shape=(points,))
 
 
+@pytest.mark.slow
 def test_a_run_recovers_the_hyperparameters_and_draws_them(tmp_path: Path) -> None:
     data = GaussianProcessSeries(8, 2.0, 1.5, 0.5, train_size=1000)
     figure = GaussianProcessHyperparameters()

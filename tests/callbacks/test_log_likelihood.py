@@ -78,6 +78,7 @@ def test_prior_samples_where_they_suffice(tmp_path: Path) -> None:
     assert provenance["standard_error"] == pytest.approx(float(exact.std()) / 30**0.5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_annealing_where_they_do_not(tmp_path: Path) -> None:
     """σ = e⁻⁴: prior samples miss the posterior. Gradients are taken inside of Lightning's inference mode."""
     module, data = linear(-4.0)
@@ -95,6 +96,7 @@ def test_annealing_where_they_do_not(tmp_path: Path) -> None:
     assert 0.5 < provenance["acceptance"] < 1
 
 
+@pytest.mark.slow
 def test_importance_sampling_with_a_fitted_encoder(tmp_path: Path) -> None:
     """The encoder is fitted inside of Lightning's inference mode."""
     module, data = linear(-4.0)

@@ -126,6 +126,7 @@ def circle_model(**settings: Any) -> CircleModel:
     return CircleModel(functools.partial(MLPDecoder, hidden=[4]), learning, event_shape=(1, 16, 16), **settings)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_pictures_and_numbers(tmp_path: Path, data: Gabors) -> None:
     figure = OrientationSweep(draws=30, templates=40)
     run = trainer(tmp_path, [figure], max_steps=4, val_check_interval=2, check_val_every_n_epoch=None)

@@ -52,6 +52,7 @@ def test_spikes_are_peaks_above_zero_that_noise_does_not_double() -> None:
     assert len(spike_times(torch.full((50,), math.nan), 0.05)) == 0
 
 
+@pytest.mark.slow
 def test_a_run_from_the_truth(tmp_path: Path) -> None:
     data = VoltageTrace()
     module = model(data, Membrane())

@@ -131,6 +131,7 @@ class InProcess:
         return self.status
 
 
+@pytest.mark.slow
 def test_a_plan_of_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """One run is made in part by hand, and is continued; the other begins."""
     monkeypatch.setattr(running, "start", InProcess)

@@ -84,6 +84,7 @@ def test_without_padding(idx_root):
     assert data.images("train").shape == (50, 1, 28, 28)
 
 
+@pytest.mark.slow
 def test_the_real_files(real_root):
     data, grey = (ready(kind, real_root) for kind in (BinarizedMNIST, MNIST))
     for split in ("train", "test"):

@@ -88,6 +88,7 @@ def test_batches(idx_root):
     assert torch.equal(torch.cat(list(data.test_dataloader())), data.images("test"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_real_files(real_root, kind):
     data = ready(kind, real_root)

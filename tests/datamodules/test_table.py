@@ -50,7 +50,7 @@ def test_column_names_and_arrays_of_any_shape(tmp_path: Path) -> None:
         ("names.csv", "a,b\n", "has no rows of numbers"),
         ("ragged.csv", "1,2\n3\n", "has 1 columns in line 2 and 2 before it"),
         ("word.csv", "a,b\n1,2\n3,four\n", "has 'four' in line 3, which is no number"),
-        ("nan.csv", "1\n" * 9 + "nan\n", "hold a NaN or an infinity in 1 of"),
+        ("nan.csv", "1\n" * 9 + "nan\n", "has a NaN or an infinity in 1 of 10 rows, first in row 10"),
         ("short.csv", "1\n" * 7, r"take all 7 rows of"),
         ("broken.npy", "no array", "is no NumPy array of numbers"),
     ],

@@ -196,7 +196,14 @@ def test_refused_moves_keep_the_whole_state() -> None:
                 assert torch.equal(getattr(moved, name), getattr(state, name))
 
 
-@pytest.mark.parametrize("name", ["linear", "curve", "curve, uniform prior"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear",
+        pytest.param("curve", marks=pytest.mark.slow),
+        pytest.param("curve, uniform prior", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("temperatures", [1, 3])
 def test_mean_weight_is_the_likelihood_however_few_the_temperatures(name: str, temperatures: int) -> None:
     """E[w] = p(x): exact, not only in the limit; over many chains, within their standard error."""
@@ -236,6 +243,7 @@ def test_mean_inverse_weight_backwards_is_the_inverse_likelihood() -> None:
     assert abs(float(ratio.mean()) - 1) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_bounds_enclose_the_truth_on_simulated_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On average over data, where there are so few temperatures that there is something to enclose; with more they

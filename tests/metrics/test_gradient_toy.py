@@ -43,6 +43,7 @@ def test_representative_observations_are_quantiles() -> None:
     torch.testing.assert_close(below, (torch.arange(10, dtype=torch.float64) + 0.5) / 10, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_rivals_are_biased_by_what_a_mean_field_posterior_leaves_out(rivals) -> None:
     assert set(rivals[45.0]) == set(RIVALS)
     at_45 = {name: error.bias for name, error in rivals[45.0].items()}
@@ -54,6 +55,7 @@ def test_rivals_are_biased_by_what_a_mean_field_posterior_leaves_out(rivals) -> 
     assert rivals[0.0]["vae"].bias < 0.04  # there the posterior factorises and is nearly Gaussian
 
 
+@pytest.mark.slow
 def test_amortised_errors_beat_the_vae_at_equal_evaluations(rivals) -> None:
     torch.manual_seed(0)
     model = SoftplusGenerator(1.0, 45.0, 0.3).double()

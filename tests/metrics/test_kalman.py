@@ -83,6 +83,7 @@ def test_smoother_conditions_the_joint_gaussian(model: KalmanModel) -> None:
             torch.testing.assert_close(smoothed.lagged[t - 1], posterior[now, before])
 
 
+@pytest.mark.slow
 def test_em_never_lowers_the_likelihood_and_ends_where_its_gradient_vanishes(model: KalmanModel) -> None:
     x = draw(model, 300, STEPS)
     current, values = random_start(x, 2, torch.Generator().manual_seed(0)), []

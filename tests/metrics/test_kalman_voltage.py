@@ -72,6 +72,7 @@ def test_membranes_are_independent() -> None:
     torch.testing.assert_close(together, torch.cat(apart))
 
 
+@pytest.mark.slow
 def test_the_climb_ends_where_the_slope_is_nought_and_the_profile_falls_from_there() -> None:
     """The two noises and the capacitance alone are free, as in the rest the trace is short."""
     current = torch.full((80,), 10.0, dtype=torch.float64)

@@ -143,8 +143,8 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert all(gradient is not None and bool((gradient != 0).all()) for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("repeats", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_gradient_error_falls_with_the_sleep_samples(repeats: int) -> None:
+@pytest.mark.slow
+def test_gradient_error_falls_with_the_sleep_samples() -> None:
     """Two counts: of longer series the gradient is a sum of ever more terms that a regression of this N cannot tell."""
     model = BlowflySimulator((2,), 1, Population(2.0, 1000.0, 0.5, 0.4, 0.4, 0.6)).double()
 
@@ -152,11 +152,12 @@ def test_gradient_error_falls_with_the_sleep_samples(repeats: int) -> None:
         return torch.stack([log_likelihood(model, series) for series in x])
 
     kernel = functools.partial(QuantileKernel, bandwidth=2.0)
-    few, many = (relative_error(model, exact, kernel, 0.1, count, repeats) for count in (1000, 4000))
+    few, many = (relative_error(model, exact, kernel, 0.1, count, 20) for count in (1000, 4000))
     assert many <= 0.1
     assert few > 1.5 * many
 
 
+@pytest.mark.slow
 def test_parameters_are_recovered_from_a_simulated_series() -> None:
     """Capacity and mortality, from 60 % above and 40 % below, by the ten statistics of 200 counts.
 

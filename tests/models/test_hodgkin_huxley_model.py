@@ -138,8 +138,8 @@ def rows(values: Tensor, model: HodgkinHuxley) -> Tensor:
     return torch.stack([torch.cat([part.flatten() for part in parts]) for parts in gradients])
 
 
-@pytest.mark.parametrize("repeats", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_gradient_error_falls_with_the_sleep_samples(repeats: int) -> None:
+@pytest.mark.slow
+def test_gradient_error_falls_with_the_sleep_samples() -> None:
     """Four steps on the way up of a spike, both noises 1 mV. Each of the 14 errors is relative to its own parameter.
 
     The exact gradient is by importance sampling with 30 000 paths, itself within 4 % for every parameter.
@@ -150,7 +150,7 @@ def test_gradient_error_falls_with_the_sleep_samples(repeats: int) -> None:
 
     def error(count: int) -> float:
         squares = []
-        for _ in range(repeats):
+        for _ in range(20):
             sleep = model.sleep(count, direct=True)
             kernel = functools.partial(StandardKernel, degree=2)
             regression = KernelRidge((4,), kernel, ridge=0.1, intercept=True).double().requires_grad_(False)
@@ -163,6 +163,7 @@ def test_gradient_error_falls_with_the_sleep_samples(repeats: int) -> None:
     assert few > 1.5 * many
 
 
+@pytest.mark.slow
 def test_constants_are_recovered_from_a_short_trace() -> None:
     """Ten milliseconds fix the observation noise, whatever the rest does; it begins at three times the truth."""
     length = 200

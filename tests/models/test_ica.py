@@ -166,6 +166,7 @@ def relative_error(count: int, repeats: int, residual: bool = True) -> float:
     return float((torch.stack(estimates) - exact).square().sum(1).mean().sqrt() / exact.norm())
 
 
+@pytest.mark.slow
 def test_error_of_the_gradient_falls_with_the_number_of_sleep_samples() -> None:
     few, many = relative_error(500, 20), relative_error(2000, 8)
     assert few > 1.5 * many
@@ -180,6 +181,7 @@ def test_error_of_the_gradient_at_four_thousand_samples() -> None:
     assert many < 0.1
 
 
+@pytest.mark.slow
 def test_filters_and_noise_of_its_own_data_are_recovered() -> None:
     """From filters rotated by 0.4 rad, a fifth too short, and a noise scale half too large."""
     x = small(OTHER_WEIGHT, 0.2).sleep(5000).x.float()

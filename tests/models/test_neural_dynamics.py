@@ -57,13 +57,11 @@ def test_quadrature_is_exact_enough_to_judge_by() -> None:
     torch.testing.assert_close(log_marginal(model, x), estimate, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("repeats", "seed"), [(3, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1,))]
-)
-def test_gradient_error_falls_with_the_sleep_samples(repeats: int, seed: int) -> None:
+@pytest.mark.slow
+def test_gradient_error_falls_with_the_sleep_samples() -> None:
     model, kernel = generator(), functools.partial(GaussianKernel, bandwidth=5.0)
     few, many = (
-        relative_error(model, functools.partial(log_marginal, model), kernel, 0.1, count, repeats, seed)
+        relative_error(model, functools.partial(log_marginal, model), kernel, 0.1, count, 20, 1)
         for count in (1000, 4000)
     )
     assert many <= 0.1

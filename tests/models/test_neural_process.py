@@ -126,6 +126,7 @@ def relative_errors(count: int, repeats: int) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_gradient_approaches_the_exact_one_through_decoder_and_context_encoder() -> None:
     few, many = relative_errors(1000, 20), relative_errors(4000, 3)
     for part in ("all", "encoder"):
@@ -200,6 +201,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_resumed_run_equals_an_uncut_one(tmp_path: Path, model: str) -> None:
     """Cut within an epoch, several functions a step."""

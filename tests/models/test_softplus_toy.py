@@ -123,6 +123,7 @@ def test_amortised_gradient_converges_to_the_exact_one() -> None:
         assert errors[form, 1000] >= 1.5 * errors[form, 4000]
 
 
+@pytest.mark.slow
 def test_norm_and_noise_are_recovered_from_data_of_the_model_itself(tmp_path: Path) -> None:
     learning = Learning(sleep_samples=400, held_out=100, regression=REGRESSION, mode="direct", centred=True,
                         learning_rate=0.05, averaging=0.95)  # fmt: skip

@@ -1,0 +1,142 @@
+"""What a run is begun in and goes on from: its settings checked, its folder never overwritten, its checkpoint found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from callbacks.checkpoint import FOLDER as CHECKPOINTS
+from callbacks.results import FILE as RESULTS
+from lightning_alws.checkpoints import compare_with_checkpoint, last_whole
+from lightning_alws.errors import UserError
+
+BEGIN_ANEW = "if no process is at work on it, begin it again with --begin_anew true"
+# What a model takes from the data module.
+FROM_DATA = ("image_shape", "likelihood", "event_shape", "input_current", "time_step")
+
+
+def default_name(config: Any) -> str:
+    """That of the first config and of the data."""
+    files = [Path(str(file)).stem for file in config.get("config") or []]
+    return f"{files[0] if files else 'run'}-{config.data.class_path.rsplit('.', 1)[-1]}"
+
+
+def check_settings(config: Any) -> None:
+    """Raise a UserError for what only shows, or worse does not show, once the run has begun.
+
+    Args:
+        config: of the subcommand, parsed, with a name.
+    """
+    seed = config.seed_everything
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {seed}; give a number from 0 to {2**32 - 1}.")
+    for attribute in FROM_DATA:
+        if config.model.init_args.get(attribute) is not None:
+            raise UserError(f"model.{attribute} is given, but it comes from the data module; leave it out.")
+    clip = config.trainer.gradient_clip_val
+    if clip is not None and clip < 0:
+        raise UserError(f"trainer.gradient_clip_val is {clip}; give a positive number, or null for no clipping.")
+    if ".." in Path(config.name).parts or Path(config.name).is_absolute():
+        raise UserError(f"name is {config.name}, which leads out of the folder of runs; set --runs instead.")
+
+
+def checkpoint_to_load(config: Any, subcommand: str) -> Path | None:
+    """The file that ``ckpt_path`` means, None for a run that begins; no run is overwritten.
+
+    Args:
+        config: of the subcommand, parsed, with a name.
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        UserError: there is none, or the folder holds another run.
+    """
+    folder = Path(config.runs) / config.name
+    fitting, trying = subcommand == "fit", bool(config.trainer.fast_dev_run)
+    anew = fitting and config.begin_anew
+    if config.ckpt_path is None or (anew and str(config.ckpt_path) == "last" and not has_checkpoint(folder)):
+        if fitting and not trying:
+            refuse_to_overwrite(folder, anew)
+        if not fitting and not trying:
+            raise UserError(
+                f"alws {subcommand} needs a trained model, but ckpt_path is not given; add --ckpt_path best, last, or "
+                "a file."
+            )
+        return None
+    if "://" in str(config.ckpt_path):
+        raise UserError(
+            f"ckpt_path is {config.ckpt_path}; a checkpoint is loaded from a local file only, download it first."
+        )
+    path = Path(config.ckpt_path)
+    if str(config.ckpt_path) == "last":
+        if fitting and (folder / RESULTS).exists() and not has_checkpoint(folder):
+            raise UserError(
+                f"ckpt_path is last, but the run in {folder} has saved no checkpoint yet (its {RESULTS} says "
+                f"{read_status(folder / RESULTS)}); {BEGIN_ANEW}."
+            )
+        path = last_whole(folder / CHECKPOINTS)
+    elif str(config.ckpt_path) == "best":
+        path = folder / CHECKPOINTS / "best.ckpt"
+    if not path.is_file():
+        raise UserError(
+            f"ckpt_path is {config.ckpt_path}, but there is no file {path}; give a checkpoint, or another --name."
+        )
+    return path
+
+
+def check_checkpoint(path: Path, config: Any, subcommand: str, model: dict[str, Any]) -> None:
+    """Raise a UserError if a checkpoint does not fit the command line, or its figures would overwrite another run's.
+
+    Args:
+        path: the checkpoint.
+        config: of the subcommand, parsed, with a name.
+        subcommand: as above.
+        model: ``class_path`` and ``init_args`` of the model.
+    """
+    folder = Path(config.runs) / config.name
+    compare_with_checkpoint(path, model, resuming=subcommand == "fit")
+    # Validation and prediction leave the figures in a run folder as they are; fit and test write them.
+    of_this_run = path.resolve().parent.parent == folder.resolve()
+    if subcommand in ("fit", "test") and not of_this_run and not config.trainer.fast_dev_run:
+        refuse_to_overwrite(folder)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run folder holds one, be it damaged; a folder of half-written files is none."""
+    return any((folder / CHECKPOINTS).glob("*.ckpt"))
+
+
+def refuse_to_overwrite(folder: Path, begin_anew: bool = False) -> None:
+    """Raise a UserError if a run lives in the folder; one that ended before its first checkpoint is none.
+
+    Args:
+        folder: of the run.
+        begin_anew: the user says that a run without a checkpoint, of which the record says that it is running, was
+            killed; nobody else can know.
+    """
+    if has_checkpoint(folder):
+        raise UserError(
+            f"the run folder {folder} already holds {CHECKPOINTS}; continue that run with --ckpt_path last, or give "
+            "another --name."
+        )
+    if not (folder / RESULTS).exists():
+        return
+    status = read_status(folder / RESULTS)
+    if status == "running" and not begin_anew:
+        raise UserError(
+            f"the run folder {folder} holds a run without any checkpoint, which is running or was killed; "
+            f"{BEGIN_ANEW}, or give another --name."
+        )
+    if status not in ("running", "failed", "interrupted"):
+        raise UserError(
+            f"the run folder {folder} already holds {RESULTS}, but no checkpoint to continue from; give another "
+            "--name, or move the folder away."
+        )
+
+
+def read_status(results: Path) -> str | None:
+    """The status in a ``results.json``; None where it has none that can be read."""
+    try:
+        return json.loads(results.read_text())["status"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,158 @@
+"""A run cut at any step and resumed is bitwise the run that was not: every method, one process and two."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from runs import METHODS, SendSignal, forked, image_model, trainer
+from test_interruption import same, state
+from torch import Tensor
+
+from callbacks import LogLikelihood, ResultsFile, RunCheckpoint
+from datamodules.loader import DeviceDataModule
+from lightning_alws.baselines import WGANGP, ImageVAE
+from lightning_alws.checkpoints import AtomicCheckpointIO
+from lightning_alws.models import ImageModel
+from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
+
+SHAPE = (1, 8, 8)
+STEPS = 9
+
+
+class Rows(DeviceDataModule):
+    """So many random binary images for training, in batches of five, and 6 for validation and test."""
+
+    image_shape, likelihood = SHAPE, "bernoulli"
+
+    def __init__(self, count: int) -> None:
+        super().__init__(5, 4, 0)
+        self.count = count
+
+    def read(self) -> dict[str, Tensor]:
+        x = torch.rand(self.count + 12, *SHAPE, generator=torch.Generator().manual_seed(7)).round()
+        return {"train": x[:-12], "val": x[-12:-6], "test": x[-6:]}
+
+    def images(self, split: str) -> Tensor:
+        return self.rows(split)
+
+
+class Jittered(ImageModel):
+    """A user's model: draws from the global generators where nobody seeds them, in training and in validation."""
+
+    def observe(self, batch: Tensor) -> Tensor:
+        noise = torch.rand_like(batch) + float(np.random.rand()) + random.random()  # noqa: NPY002
+        return (batch + noise > 1.5).float()
+
+    def validation_step(self, x: Tensor, batch_idx: int) -> None:
+        super().validation_step(self.observe(x), batch_idx)
+
+
+def jittered() -> Jittered:
+    model = image_model(averaging=0.9)
+    return Jittered(**{name: model.hparams[name] for name in ("latent_dim", "decoder", "learning")},
+                    image_shape=SHAPE, likelihood="bernoulli")  # fmt: skip
+
+
+RIVAL: dict[str, Any] = {"latent_dim": 2, "decoder": functools.partial(MLPDecoder, hidden=[6]), "averaging": 0.9,
+                         "image_shape": SHAPE, "likelihood": "bernoulli"}  # fmt: skip
+MODELS: dict[str, Callable[[], Any]] = {
+    "AL-F": lambda: image_model(averaging=0.9),
+    "AL-A": lambda: image_model(averaging=0.9, **METHODS["AL-A"]),
+    "VAE": lambda: ImageVAE(functools.partial(MLPFeatures, hidden=[], width=8), **RIVAL),
+    "WGAN-GP": lambda: WGANGP(functools.partial(MLPCritic, hidden=[8]), **RIVAL),
+    "a user's": jittered,
+}
+
+
+def session(
+    folder: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int = 24,
+    processes: int = 1,
+    steps: int = STEPS,
+    checkpoint: Path | None = None,
+    sender: SendSignal | None = None,
+) -> None:
+    """One session of a run, begun or resumed, validated every three steps, with all that a run has."""
+    torch.manual_seed(0 if checkpoint is None else 99)  # what a resumed run starts from must not matter
+    random.seed(len(str(checkpoint)))
+    model = MODELS[name]()
+    log_likelihood = LogLikelihood(num_samples=50, val_samples=50)
+    callbacks: list[pl.Callback] = [log_likelihood, ResultsFile(), *([sender] if sender else []), RunCheckpoint(None)]
+    settings: dict[str, Any] = {"max_steps": steps, "max_epochs": -1, "val_check_interval": 3,
+                                "check_val_every_n_epoch": None, "plugins": [AtomicCheckpointIO()],
+                                "log_every_n_steps": 1}  # fmt: skip
+    run = (
+        trainer(folder, callbacks, **settings) if processes == 1 else forked(folder, callbacks, monkeypatch, **settings)
+    )
+    run.fit(model, datamodule=Rows(rows), ckpt_path=checkpoint, weights_only=True)
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path, monkeypatch, name: str, processes: int) -> None:
+    """Weights, averaged ones, kernel, optimisers and figures; 24 images are five batches, or three of each process."""
+    session(tmp_path / "uncut", name, monkeypatch, processes=processes)
+    cut = tmp_path / "cut"
+    session(cut, name, monkeypatch, processes=processes, steps=4)
+    session(cut, name, monkeypatch, processes=processes, checkpoint=cut / "checkpoints" / "last.ckpt")
+    one, two = state(tmp_path / "uncut"), state(cut)
+    assert any(key.startswith("averaged.") for key in one["state_dict"])
+    assert same(one, two)
+    assert {"val/log_likelihood"} < set(figures(cut))
+    assert figures(tmp_path / "uncut") == figures(cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "step"),
+    [
+        ("WGAN-GP", 24, 4),  # within an epoch of three batches
+        ("WGAN-GP", 24, 6),  # at its end, where a validation is due
+        ("AL-A", 10, 4),  # epochs of one batch, shorter than the interval between validations
+        ("AL-A", 14, 5),  # of two, the second of which is smaller
+    ],
+)
+def test_a_signal_to_one_of_two_processes(tmp_path: Path, monkeypatch, name: str, rows: int, step: int) -> None:
+    """Both end after the same batch, saved; resumed, the run is the one that nobody stopped."""
+    session(tmp_path / "uncut", name, monkeypatch, rows, 2)
+    cut, sender = tmp_path / "cut", SendSignal(signal.SIGTERM, step, rank=1)
+    with pytest.raises(Exception, match=f"stopped by SIGTERM after step {step}"):
+        session(cut, name, monkeypatch, rows, 2, sender=sender)
+    assert state(cut)["global_step"] == step
+    stopped = json.loads((cut / "results.json").read_text())
+    assert (stopped["status"], stopped["error"][:32]) == ("interrupted", "Interrupted: stopped by SIGTERM ")
+    session(cut, name, monkeypatch, rows, 2, checkpoint=cut / "checkpoints" / "last.ckpt")
+    assert same(state(tmp_path / "uncut"), state(cut))
+    assert figures(tmp_path / "uncut") == figures(cut)
+
+
+def test_a_users_draws_are_others_in_each_batch(tmp_path: Path, monkeypatch) -> None:
+    """And in each validation the same."""
+    drawn: dict[bool, list[float]] = {True: [], False: []}
+    before = Jittered.observe
+
+    def observe(self: Jittered, batch: Tensor) -> Tensor:
+        drawn[self.trainer.training].append(float(torch.rand(())))
+        return before(self, batch)
+
+    monkeypatch.setattr(Jittered, "observe", observe)
+    session(tmp_path, "a user's", monkeypatch, steps=6)
+    training, validation = drawn[True][1:], drawn[False]  # the first is that of the check of the data
+    assert len(set(training)) == len(training) == 6
+    assert validation[:2] == validation[2:]
+    assert len(set(validation)) == 2
