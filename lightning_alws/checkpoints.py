@@ -126,7 +126,9 @@ def is_whole(path: Path) -> bool:
 
 
 def last_whole(folder: Path) -> Path:
-    """The newest whole checkpoint among ``last.ckpt`` and the one before it, with a warning if it is the latter.
+    """The newest whole checkpoint: ``last.ckpt``, the one before it, or else the best, with a warning if not the first.
+
+    The best alone is there where a run was killed between its first two files.
 
     Raises:
         UserError: there is none.
@@ -139,6 +141,10 @@ def last_whole(folder: Path) -> Path:
     if is_whole(previous):
         rank_zero_warn(f"{last} {state}; the run goes on from the one before it, {previous}.")
         return previous
+    best = folder / "best.ckpt"
+    if is_whole(best):
+        rank_zero_warn(f"{last} {state}, and there is none before it; the run goes on from {best}.")
+        return best
     if last.exists():
         raise UserError(f"{last} is damaged and there is no whole {previous.name} beside it; start a new run.")
     raise UserError(f"ckpt_path is last, but there is no file {last}; give a checkpoint, or another --name.")

@@ -116,6 +116,13 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         last_whole(tmp_path)
 
 
+def test_the_best_alone_is_gone_on_from(tmp_path: Path) -> None:
+    """A kill between a run's first two files leaves it; and it is better than nothing where both others are damaged."""
+    best = write(tmp_path, 1.0, name="best.ckpt")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is missing, and there is none before it; the run goes on from"):
+        assert last_whole(tmp_path) == best
+
+
 def test_two_damaged_files_end_the_search(tmp_path: Path) -> None:
     last = write(tmp_path, 1.0, 2.0)
     flip(last, 500)

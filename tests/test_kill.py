@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import time
 import warnings
@@ -17,6 +16,7 @@ from test_interruption import AL_C, same, state
 
 from cli import main
 from lightning_alws.checkpoints import last_whole
+from lightning_alws.run_folder import has_checkpoint
 
 KILLS = 25
 INTERVAL = 5  # steps between checkpoints
@@ -47,15 +47,14 @@ def test_killed_25_times_a_run_ends_as_one_never_cut(tmp_path: Path) -> None:
     step = kills = 0
     pause = 1.0
     while kills < KILLS:
-        begun = (folder / "checkpoints" / "last.ckpt").exists() or (folder / "checkpoints" / "previous.ckpt").exists()
+        begun = has_checkpoint(folder)
         if not begun:
-            shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint: as the refusal advises
             pause *= 1.5  # until a child gets as far as training, however slow the machine
-        again = ["--ckpt_path", "last"] if begun else []
+        again = ["--ckpt_path", "last", "--begin_anew", "true"]  # one command, as in a job that is requeued
         limit = ["--name", "cut", "--trainer.max_steps", "1000000"]
         status = in_child([*run, *limit, *again], seconds=pause * chance.uniform(0.5, 1.5))
         assert status == -signal.SIGKILL, "the run ended by itself"
-        if not begun and not (folder / "checkpoints").exists():
+        if not has_checkpoint(folder):
             continue
         kills += 1
         with warnings.catch_warnings():
