@@ -28,6 +28,14 @@ class Joint(ABC):
         """Ĵ(x_b) = Σ_n W_nb log p_θ(z_n, ·) for weights (N, B) and observations x (B, *event), shape (B,)."""
 
     @property
+    def targets(self) -> tuple[Tensor, Tensor] | None:
+        """What is regressed in plug-in form: components of η(z_n) that depend on z, (N, K'), and Ψ(z_n), (N, 1).
+
+        None in direct form.
+        """
+        return None
+
+    @property
     @abstractmethod
     def log_joint(self) -> Tensor:
         """log p_θ(z_n, x_n) at the sleep samples themselves, shape (N,)."""
@@ -66,7 +74,6 @@ class PlugIn(Joint):
 
     @property
     def targets(self) -> tuple[Tensor, Tensor]:
-        """What is regressed: the components of η(z_n) that depend on z, (N, K'), and Ψ(z_n), (N, 1)."""
         return self.likelihood.varying_parameters, self.likelihood.log_normaliser[:, None]
 
     @property
@@ -146,6 +153,19 @@ class GenerativeModel(nn.Module, ABC):
             direct: regress log p_θ(z_n, x_n) itself rather than the natural parameters.
         """
 
+    def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
+        """log p_θ(z_n, ·) of sleep samples that were drawn before; what drawing in chunks needs.
+
+        Args:
+            z: latents, one tensor (N, ...) or several by name.
+            x: observations (N, *event).
+            direct: regress log p_θ(z_n, x_n) itself rather than the natural parameters.
+        """
+        raise UserError(
+            f"model.learning.chunk is given, but {type(self).__name__} cannot compute log p(z, x) of samples drawn "
+            "before; leave it out."
+        )
+
     def statistics(self, z: Latents) -> Latents:
         """Real numbers of z, one row each, whose posterior means mean something; by default z itself.
 
@@ -187,9 +207,17 @@ class LatentVariableModel(GenerativeModel):
         z = self.sample_prior(count).detach()
         likelihood = self.likelihood(z)
         x = likelihood.sample().detach()
+        return Sleep(z, x, self.joint_given(likelihood, z, x, direct))
+
+    def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
+        assert isinstance(z, Tensor)
+        return self.joint_given(self.likelihood(z), z, x, direct)
+
+    def joint_given(self, likelihood: Likelihood, z: Tensor, x: Tensor, direct: bool) -> Joint:
+        """log p_θ(z_n, ·) of sleep samples whose likelihood p_θ(x|z_n) is there."""
         log_prior = self.log_prior(z) if self.prior_is_learnt else None
         plug_in = PlugIn(x, likelihood, log_prior)
-        return Sleep(z, x, Direct(plug_in.log_joint) if direct else plug_in)
+        return Direct(plug_in.log_joint) if direct else plug_in
 
 
 class Simulator(GenerativeModel):
@@ -219,4 +247,7 @@ class Simulator(GenerativeModel):
             )
         with torch.no_grad():
             z, x = self.simulate(count)
-        return Sleep(z, x, Direct(self.log_joint(z, x)))
+        return Sleep(z, x, self.joint(z, x, direct))
+
+    def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
+        return Direct(self.log_joint(z, x))

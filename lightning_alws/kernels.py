@@ -138,6 +138,17 @@ class RadialKernel(Kernel):
         """Squared distances between features (N, d) and (M, d), shape (N, M), never negative."""
         return squared_distances(a, b)
 
+    def spectral_scale(self, count: int, draws: torch.Generator) -> Tensor:
+        """Random r such that ω = r ν, ν ~ N(0, I), has the kernel's spectral density at s = 1, shape (count,).
+
+        By Bochner's theorem k(x, x') = E cos(ω·(g(x) − g(x'))/s).
+
+        Args:
+            count: how many.
+            draws: a CPU generator; the result is float64 on the CPU.
+        """
+        raise UserError(f"the spectrum of {type(self).__name__} is not known; use GaussianKernel or MaternKernel.")
+
     @abstractmethod
     def _of_squared_distances(self, squared: Tensor) -> Tensor:
         """The kernel's values from squared distances, of the same shape."""
@@ -158,6 +169,9 @@ class GaussianKernel(RadialKernel):
     Raises:
         UserError: the bandwidth is not positive.
     """
+
+    def spectral_scale(self, count: int, draws: torch.Generator) -> Tensor:
+        return torch.ones(count, dtype=torch.float64)
 
     def _of_squared_distances(self, squared: Tensor) -> Tensor:
         return torch.exp(-0.5 * squared / self.bandwidth.to(squared.dtype).square())
@@ -222,6 +236,12 @@ class MaternKernel(RadialKernel):
         if smoothness not in (0.5, 1.5, 2.5):
             raise UserError(f"the kernel's smoothness is {smoothness}; give 0.5, 1.5 or 2.5.")
         self.smoothness = smoothness
+
+    def spectral_scale(self, count: int, draws: torch.Generator) -> Tensor:
+        """√(2ν/χ²_{2ν}): ω has Student's t distribution with 2ν degrees of freedom (Rasmussen and Williams, 4.15)."""
+        freedom = round(2 * self.smoothness)
+        squares = torch.randn(freedom, count, generator=draws, dtype=torch.float64).square().sum(0)
+        return (freedom / squares).sqrt()
 
     def _of_squared_distances(self, squared: Tensor) -> Tensor:
         scaled = 2 * self.smoothness * squared / self.bandwidth.to(squared.dtype).square()

@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from lightning_alws.chunks import check_chunks, sleep_in_chunks
 from lightning_alws.contract import check_data, check_model
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
@@ -43,6 +44,8 @@ class Learning:
         sleep_samples: N, sleep samples the regression is fitted on in each step.
         held_out: N_v, further sleep samples, for the kernel's objective and the sleep-centred gradient; drawn in the
             same pass, and only where one of the two needs them.
+        chunk: sleep samples that pass through the generator at a time, which bounds memory; None for all N at once. The
+            gradient is the same, but takes two to three times as many passes through the generator.
         regression: builds the ridge regression from the shape of one observation.
         kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
         centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
@@ -62,6 +65,7 @@ class Learning:
 
     sleep_samples: int = 2000
     held_out: int = 200
+    chunk: int | None = None
     regression: Callable[[tuple[int, ...]], KernelRidge] = KernelRidge
     kernel_objective: KernelObjective | None = None
     centred: bool = False
@@ -88,6 +92,8 @@ class Learning:
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
         check_at_least("model.learning", max_skipped=(self.max_skipped, 0))
+        if self.chunk is not None:
+            check_at_least("model.learning", chunk=(self.chunk, 1))
         for name in ("learning_rate", "final_learning_rate", "kernel_learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -133,8 +139,10 @@ class AmortisedLearning(LatentVariableModule):
         self.learning = learning
         self.direct = learning.mode == "direct" or (learning.mode == "auto" and generative.direct_only)
         check_model(generative, self.direct, learning.penalties)
+        if learning.chunk is not None:
+            check_chunks(generative, self.direct)
         with torch.no_grad():
-            x = generative.sleep(INITIAL_SAMPLES, direct=self.direct).x
+            x = self._sleep(generative, INITIAL_SAMPLES).x
         self.regression = learning.regression(tuple(x.shape[1:])).to(x.dtype)
         for features in self.regression.modules():
             if isinstance(features, ModelFeatures):
@@ -206,7 +214,12 @@ class AmortisedLearning(LatentVariableModule):
     def draw(self, count: int, stream: str, index: int | None = None) -> Sleep:
         """``count`` sleep samples of the model in training, from a noise stream of their own."""
         with self.noise(stream, index):
-            return self.generative.sleep(count, direct=self.direct)
+            return self._sleep(self.generative, count)
+
+    def _sleep(self, model: GenerativeModel, count: int) -> Sleep:
+        if self.learning.chunk is None or count <= self.learning.chunk:
+            return model.sleep(count, direct=self.direct)
+        return sleep_in_chunks(model, count, self.learning.chunk, self.direct)
 
     def on_validation_epoch_start(self) -> None:
         with torch.no_grad():
@@ -240,7 +253,7 @@ class AmortisedLearning(LatentVariableModule):
             UserError: the regression failed.
         """
         with self.noise("posterior", index):
-            sleep = self.evaluation_model.sleep(sleep_samples or self.learning.sleep_samples, direct=self.direct)
+            sleep = self._sleep(self.evaluation_model, sleep_samples or self.learning.sleep_samples)
             fitted = self.regression.fit(sleep.x if corrupt is None else corrupt(sleep.x))
         if fitted.failure is not None:
             raise UserError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import PlugIn, Sleep
+from lightning_alws.generative import Sleep
 
 
 class KernelObjective(ABC):
@@ -63,9 +63,10 @@ class NaturalParameterError(KernelObjective):
     @staticmethod
     @torch.no_grad()
     def _targets(sleep: Sleep) -> tuple[Tensor, Tensor]:
-        if not isinstance(sleep.joint, PlugIn):
+        targets = sleep.joint.targets
+        if targets is None:
             raise UserError(
                 "model.learning.kernel_objective is NaturalParameterError, but model.learning.mode is 'direct' and has "
                 "no natural parameters; use LogJointError."
             )
-        return sleep.joint.targets
+        return targets

@@ -110,6 +110,11 @@ class _Solve(torch.autograd.Function):
         return -right_grad @ solution.T, right_grad, None
 
 
+def solve(matrix: Tensor, right: Tensor, factor: Factor) -> Tensor:
+    """A⁻¹ right by the factor of A that is there, differentiable in the matrix A and in ``right``."""
+    return _Solve.apply(matrix, right, factor)
+
+
 class FittedRidge:
     """The regression on one set of sleep observations; made by :meth:`KernelRidge.fit`.
 
@@ -149,9 +154,9 @@ class FittedRidge:
     def _solve(self, right: Tensor) -> Tensor:
         """(K + λ diag(1/w))⁻¹ right = R (RKR + λI)⁻¹ R right with R = diag(√w), where w may be 0."""
         if self._root_importance is None:
-            return _Solve.apply(self._matrix, right, self.factor)
+            return solve(self._matrix, right, self.factor)
         root = self._root_importance[:, None]
-        return root * _Solve.apply(self._matrix, root * right, self.factor)
+        return root * solve(self._matrix, root * right, self.factor)
 
 
 class KernelRidge(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.generative import LatentVariableModel, PlugIn, Sleep
+from lightning_alws.generative import Joint, LatentVariableModel, PlugIn
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import LOG_2_PI, Gaussian, Likelihood, TensorMap
 from lightning_alws.priors import LaplacePrior
@@ -99,14 +99,13 @@ class IndependentComponents(LatentVariableModel):
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
         return covariance @ self.weight.T / self.scale.square(), covariance
 
-    def sleep(self, count: int, direct: bool = False) -> Sleep:
+    def joint_given(self, likelihood: Likelihood, z: Tensor, x: Tensor, direct: bool) -> Joint:
         """As of any model, with the residual joint where that is chosen."""
-        sleep = super().sleep(count, direct)
-        if not self.residual or not isinstance(sleep.joint, PlugIn):
-            return sleep
+        joint = super().joint_given(likelihood, z, x, direct)
+        if not self.residual or not isinstance(joint, PlugIn):
+            return joint
         reference = LinearReference(self.weight, self.log_scale, *self.linear_posterior())
-        joint = ResidualPlugIn(sleep.x, sleep.joint.likelihood, sleep.joint.log_prior, reference)
-        return Sleep(sleep.z, sleep.x, joint)
+        return ResidualPlugIn(x, likelihood, joint.log_prior, reference)
 
     def watched(self) -> dict[str, Tensor]:
         return {"noise_scale": self.scale}
