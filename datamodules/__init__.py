@@ -7,6 +7,7 @@ from datamodules.digits import Digits
 from datamodules.gabors import Gabors
 from datamodules.gp_series import GaussianProcessSeries
 from datamodules.ica_mixtures import ICAMixtures
+from datamodules.image_folder import ImageFolder
 from datamodules.images import ImageDataModule
 from datamodules.linear_dynamics import LinearDynamicsData
 from datamodules.linear_gaussian import LinearGaussianData
@@ -33,6 +34,7 @@ __all__ = [
     "GaussianProcessSeries",
     "ICAMixtures",
     "ImageDataModule",
+    "ImageFolder",
     "LinearDynamicsData",
     "LinearGaussianData",
     "Pinwheel",

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and moved in one step."""
+"""Files that are whole or not there: written beside their place and moved in one step; and where caches lie."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+
+def default_cache_dir() -> Path:
+    """``$ALWS_CACHE``, or ``~/.cache/alws``."""
+    return Path(os.environ.get("ALWS_CACHE") or Path.home() / ".cache" / "alws")
 
 
 @contextmanager
