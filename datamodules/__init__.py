@@ -3,6 +3,7 @@
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.blowfly import Blowfly, BlowflySimulated
+from datamodules.cifar10 import CIFAR10
 from datamodules.digits import Digits
 from datamodules.gabors import Gabors
 from datamodules.gp_series import GaussianProcessSeries
@@ -21,6 +22,7 @@ from datamodules.table import Table
 from datamodules.voltage_trace import VoltageTrace
 
 __all__ = [
+    "CIFAR10",
     "MNIST",
     "ArrayDataModule",
     "BatchLoader",
