@@ -156,7 +156,8 @@ class Predictions(Callback):
             np.savez_compressed(file, **{key: value.cpu().numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "image_shape"):
-            panels = [to_unit(arrays[key], data.likelihood).cpu() for key in shown if key in arrays]
+            bounds = getattr(data, "pixel_range", (-1.0, 1.0))
+            panels = [to_unit(arrays[key], data.likelihood, bounds).cpu() for key in shown if key in arrays]
             save_png(picture(panels, columns=8), self._folder(trainer) / f"{name}.png")
 
 

@@ -26,8 +26,13 @@ LARGEST_ARRAYS = 2**20 - 4096  # bytes of its three arrays together
 LEAST_TILE = 32  # pixels: an 8 × 8 digit is enlarged to be seen at all
 
 
-def to_unit(images: Tensor, likelihood: str) -> Tensor:
-    """Images of the data's space as grey values or colours in [0, 1]."""
+def to_unit(images: Tensor, likelihood: str, pixel_range: tuple[float, float] | None = (-1.0, 1.0)) -> Tensor:
+    """Images of the data's space as grey values or colours in [0, 1].
+
+    Numbers without bounds (``pixel_range`` None, of unit variance) are grey at 0, black at -3 and white at 3.
+    """
+    if pixel_range is None:
+        return (images.float() / 6 + 0.5).clamp(0, 1)
     return (images.float() if likelihood == "bernoulli" else (images.float() + 1) / 2).clamp(0, 1)
 
 
@@ -103,7 +108,8 @@ class SampleGrid(Callback):
             likelihood = model.likelihood(model.sample_prior(self.rows**2))
             generated = [likelihood.sample(), likelihood.mean]
         real = data.images(split)[: self.rows**2]
-        panels = [to_unit(images, data.likelihood).cpu() for images in (real, *generated)]
+        bounds = getattr(data, "pixel_range", (-1.0, 1.0))
+        panels = [to_unit(images, data.likelihood, bounds).cpu() for images in (real, *generated)]
         image, folder = picture(panels, self.rows), Path(trainer.default_root_dir) / FOLDER
         save_png(image, folder / name)
         if split == "test":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from datamodules.loader import SPLITS, DeviceDataModule
+from datamodules.streaming import Rows
 from lightning_alws.errors import UserError
 
 
@@ -37,13 +40,13 @@ class ArrayDataModule(DeviceDataModule):
 
     def observations(self, split: str) -> Tensor:
         """All of a split, (n, *event_shape), on the training device. ValueError for an unknown split."""
-        return self.rows(split)
+        return self.rows(split)[:]
 
 
-def check_splits(name: str, splits: dict[str, Tensor], event_shape: tuple[int, ...]) -> None:
+def check_splits(name: str, splits: Mapping[str, Rows], event_shape: tuple[int, ...]) -> None:
     """Raise a UserError that names the split and the first row which cannot be learnt from."""
     for split in SPLITS:
-        rows = splits[split]
+        rows = splits[split][:]
         if tuple(rows.shape[1:]) != tuple(event_shape):
             raise UserError(
                 f"the {split} data of {name} have observations of shape {tuple(rows.shape[1:])}, not {event_shape}; "

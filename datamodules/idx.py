@@ -11,12 +11,12 @@ import gzip
 import os
 import struct
 import zlib
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from datamodules.download import fetch
 from lightning_alws.errors import UserError
 
 ROOT_VARIABLE = "ALWS_DATA"
@@ -94,22 +94,9 @@ class IdxFolder:
         source = getattr(torchvision.datasets, self.name)
         md5 = dict(source.resources)
         for name in self.missing():
-            failures = []
-            for mirror in source.mirrors:
-                # under another name until it is whole: a broken connection must not leave a file to be read later
-                part = self.folder / f"{name}.{os.getpid()}.part"
-                try:
-                    torchvision.datasets.utils.download_url(
-                        f"{mirror}{name}.gz", self.folder, filename=part.name, md5=md5[f"{name}.gz"]
-                    )
-                    part.replace(self.folder / f"{name}.gz")
-                    break
-                except (RuntimeError, OSError, HTTPException) as error:
-                    failures.append(str(error))
-                    if part.is_file():
-                        part.unlink()
-            else:
-                reasons = "; ".join(dict.fromkeys(failures))
+            addresses = [f"{mirror}{name}.gz" for mirror in source.mirrors]
+            reasons = fetch(self.folder, f"{name}.gz", addresses, md5[f"{name}.gz"])
+            if reasons is not None:
                 raise self._absent(f", and the download failed ({reasons})", "retry with a network and a writable root")
 
     def read(self, part: str, classes: int) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,15 @@
-"""Data held whole as one tensor on the training device: the base class of the data sets, and their loader."""
+"""Data held whole on the training device, or streamed to it: the base class of the data sets, and their loader."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datamodules.streaming import Rows, in_batches
 from lightning_alws.errors import UserError
 from lightning_alws.noise import generator, mix_seed
 
@@ -22,7 +23,7 @@ def unchanged(rows: Tensor, seed: int) -> Tensor:
 
 
 class BatchLoader:
-    """Batches of rows, picked from one tensor and converted on its device.
+    """Batches of rows, picked from one tensor, or streamed, and converted on their device.
 
     The order of epoch e is a permutation seeded by (seed, "order", e), the same on every rank; the seed handed to
     ``convert`` for batch i mixes (seed, "binarise", rank, e, i). The global generators are never touched.
@@ -44,7 +45,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        rows: Tensor,
+        rows: Rows,
         convert: Convert,
         batch_size: int,
         seed: int = 0,
@@ -109,14 +110,14 @@ class BatchLoader:
         """
         epoch, start = self._epoch, self._position if self._restored else 0
         self._restored = False
-        batches = self.indices(epoch).to(self.rows.device).split(self.batch_size)
-        for i in range(start, len(batches)):
+        order = self.indices(epoch)[start * self.batch_size :]
+        for i, rows in enumerate(in_batches(self.rows, order, self.batch_size), start):
             self._position = i + 1
-            yield self.convert(self.rows[batches[i]], mix_seed(self.seed, "binarise", self.rank, epoch, i))
+            yield self.convert(rows, mix_seed(self.seed, "binarise", self.rank, epoch, i))
 
 
 class DeviceDataModule(pl.LightningDataModule):
-    """Training, validation and test rows, held whole on the training device.
+    """Training, validation and test rows, held whole on the training device unless a data set streams them.
 
     A data set implements :meth:`read`; where rows are not stored as the floats that the model sees, :meth:`converter`.
 
@@ -136,10 +137,10 @@ class DeviceDataModule(pl.LightningDataModule):
         require_positive("eval_batch_size", eval_batch_size)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.name = type(self).__name__
-        self._splits: dict[str, Tensor] = {}
+        self._splits: dict[str, Rows] = {}
 
     @abstractmethod
-    def read(self) -> dict[str, Tensor]:
+    def read(self) -> Mapping[str, Rows]:
         """The rows (n, ...) of "train", "val" and "test", on the CPU."""
 
     def converter(self, split: str) -> Convert:
@@ -151,11 +152,11 @@ class DeviceDataModule(pl.LightningDataModule):
 
         Raises UserError if the data are missing, broken or too few.
         """
-        self._splits = self._splits or self.read()
+        self._splits = self._splits or dict(self.read())
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         self._splits = {split: rows.to(device) for split, rows in self._splits.items()}
 
-    def rows(self, split: str) -> Tensor:
+    def rows(self, split: str) -> Rows:
         """All of a split as it is stored. ValueError for an unknown split."""
         if split not in SPLITS:
             raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")

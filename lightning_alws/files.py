@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and moved in one step."""
+"""Files that are whole or not there: written beside their place and moved in one step; and where caches lie."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def read_text(path: Path, argument: str) -> str:
         return read_bytes(path, argument).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{argument} is {path}, which cannot be read as text ({error}); give a CSV file.") from error
+
+
+def default_cache_dir() -> Path:
+    """``$ALWS_CACHE``, or ``~/.cache/alws``."""
+    return Path(os.environ.get("ALWS_CACHE") or Path.home() / ".cache" / "alws")
 
 
 @contextmanager

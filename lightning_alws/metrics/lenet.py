@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_alws.errors import UserError
-from lightning_alws.files import atomic_write
+from lightning_alws.files import atomic_write, default_cache_dir
 from lightning_alws.noise import seeded
 
 log = logging.getLogger(__name__)
@@ -90,11 +89,6 @@ class Extractor:
 def default_epochs(count: int) -> int:
     """Epochs for ``count`` training images: 3 for MNIST's 55 000 (under a minute on two cores), 40 for Digits' 1350."""
     return min(40, max(2, round(165_000 / max(count, 1))))
-
-
-def default_cache_dir() -> Path:
-    """``$ALWS_CACHE``, or ``~/.cache/alws``."""
-    return Path(os.environ.get("ALWS_CACHE") or Path.home() / ".cache" / "alws")
 
 
 def train_lenet(

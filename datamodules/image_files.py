@@ -1,0 +1,275 @@
+"""Files of images in a folder, a tar or a zip, read where they lie: nothing is ever unpacked to the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lightning_alws.errors import UserError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LARGEST_FILE = 2**28  # bytes: what claims to be larger is no picture, and would fill the memory
+
+
+class Unreadable(Exception):
+    """One file that cannot be used, and why; the others may well be."""
+
+
+class ImageFiles(ABC):
+    """The image files of one source, by name.
+
+    Attributes:
+        source: where they lie.
+        names: their names below the source, with slashes; those of a folder or zip sorted, those of a tar in its order.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self.names: list[str] = []
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The content of a file; fastest in the order of ``names``. Raises :class:`Unreadable`."""
+
+    @abstractmethod
+    def _marks(self) -> Iterator[str]:
+        """What changes when a file does."""
+
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that change when a name, a size or a date does."""
+        digest = hashlib.sha256()
+        for mark in self._marks():
+            digest.update(mark.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+
+class _Folder(ImageFiles):
+    def __init__(self, source: Path, suffixes: tuple[str, ...]) -> None:
+        super().__init__(source)
+        self._sizes: dict[str, tuple[int, int]] = {}
+        visited: set[str] = set()
+        # Folders of classes are often symbolic links, which may lead in circles.
+        for folder, below, files in os.walk(source, followlinks=True, onerror=self._refuse):
+            if (real := os.path.realpath(folder)) in visited:
+                below.clear()
+                continue
+            visited.add(real)
+            below[:] = [name for name in below if not name.startswith(".")]
+            for file in files:
+                if not is_image(file, suffixes):
+                    continue
+                name = (Path(folder) / file).relative_to(source).as_posix()
+                try:
+                    status = os.stat(os.path.join(folder, file))
+                except OSError:
+                    self._sizes[name] = (-1, 0)  # a link to nowhere: read() says so
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    self._sizes[name] = (status.st_size, status.st_mtime_ns)
+        self.names = sorted(self._sizes)
+
+    @staticmethod
+    def _refuse(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); mend its permissions.")
+
+    def read(self, index: int) -> bytes:
+        name = self.names[index]
+        if self._sizes[name][0] > LARGEST_FILE:
+            raise Unreadable(f"more than {LARGEST_FILE >> 20} MB")
+        try:
+            return (self.source / name).read_bytes()
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from error
+
+    def _marks(self) -> Iterator[str]:
+        for name in self.names:
+            yield f"{name} {self._sizes[name]}"
+
+
+class _Tar(ImageFiles):
+    def __init__(self, source: Path, suffixes: tuple[str, ...], argument: str) -> None:
+        super().__init__(source)
+        try:
+            self._archive = tarfile.open(source)  # noqa: SIM115 (read from until the end)
+            members = self._archive.getmembers()
+            # tarfile takes a damaged header for the end, and would drop all files behind it without a word.
+            file: Any = self._archive.fileobj
+            file.seek(self._archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no readable header behind {len(members)} members")
+            file.seek(0, os.SEEK_END)
+            if members and file.tell() < members[-1].offset_data + members[-1].size:
+                raise tarfile.ReadError(f"it ends within {members[-1].name}")
+        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+            raise UserError(
+                f"{argument} is {source}, which is no readable tar, zip or image file ({error}); give a folder or an "
+                "archive of images, or fetch it anew."
+            ) from error
+        # Links are left out: their targets are members too, or lie outside.
+        self._members = [member for member in members if member.isreg() and is_image(member.name, suffixes)]
+        self.names = [member.name for member in self._members]
+        self._status = os.stat(source)
+
+    def read(self, index: int) -> bytes:
+        member = self._members[index]
+        if member.size > LARGEST_FILE:
+            raise Unreadable(f"more than {LARGEST_FILE >> 20} MB")
+        try:
+            file = self._archive.extractfile(member)
+            assert file is not None, "a regular file"
+            return file.read()
+        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            raise Unreadable(str(error)) from error
+
+    def _marks(self) -> Iterator[str]:
+        yield f"{self._status.st_size} {self._status.st_mtime_ns}"
+        for member in self._members:
+            yield f"{member.name} {member.size} {member.offset}"
+
+
+class _Zip(ImageFiles):
+    def __init__(self, source: Path, suffixes: tuple[str, ...], argument: str) -> None:
+        super().__init__(source)
+        try:
+            self._archive = zipfile.ZipFile(source)
+            members = self._archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"{argument} is {source}, which is no readable zip ({error}); give a folder or an archive of images, "
+                "or fetch it anew."
+            ) from error
+        members = [member for member in members if not member.is_dir() and is_image(member.filename, suffixes)]
+        self._members = sorted(members, key=lambda member: member.filename)
+        self.names = [member.filename for member in self._members]
+
+    def read(self, index: int) -> bytes:
+        member = self._members[index]
+        if member.file_size > LARGEST_FILE:
+            raise Unreadable(f"more than {LARGEST_FILE >> 20} MB")
+        try:
+            return self._archive.read(member)  # checks the file's CRC
+        except (zipfile.BadZipFile, EOFError, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
+            raise Unreadable(str(error)) from error
+
+    def _marks(self) -> Iterator[str]:
+        for member in self._members:
+            yield f"{member.filename} {member.file_size} {member.CRC}"
+
+
+class _Single(ImageFiles):
+    def __init__(self, source: Path) -> None:
+        super().__init__(source)
+        self.names = [source.name]
+
+    def read(self, index: int) -> bytes:
+        try:
+            return self.source.read_bytes()
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from error
+
+    def _marks(self) -> Iterator[str]:
+        status = os.stat(self.source)
+        yield f"{self.source.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def open_images(source: Path, argument: str, suffixes: tuple[str, ...] = SUFFIXES) -> ImageFiles:
+    """The image files in a folder (searched throughout), a tar or a zip, or one image file.
+
+    Names inside an archive are only ever names: no file is written, whatever path a name pretends to. Hidden files,
+    links inside a tar and files that do not end like images are left out.
+
+    Args:
+        source: the folder or file.
+        argument: the setting that it comes from, for messages.
+        suffixes: endings of image files, in lower case.
+
+    Raises:
+        UserError: there is no such file or folder, an archive is damaged, or there is no image in it.
+    """
+    files: ImageFiles
+    if source.is_dir():
+        files = _Folder(source, suffixes)
+    elif not source.is_file():
+        raise UserError(f"{argument} is {source}, but there is no such file or folder; check the path.")
+    elif is_image(source.name, suffixes):
+        files = _Single(source)
+    else:
+        files = (_Zip if zipfile.is_zipfile(source) else _Tar)(source, suffixes, argument)
+    if not files.names:
+        raise UserError(
+            f"{argument} is {source}, but it holds no images; give a folder or an archive of files that end in "
+            f"{', '.join(suffixes)}."
+        )
+    return files
+
+
+def is_image(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
+    """Whether a file's name ends like an image's and is not hidden (as the copies are that macOS leaves)."""
+    file = PurePosixPath(name)
+    return file.suffix.lower() in suffixes and not file.name.startswith(".") and "__MACOSX" not in file.parts
+
+
+def decode(content: bytes, channels: int, size: int | None = None, crop: int | None = None) -> np.ndarray:
+    """A square image as uint8 (channels, size, size), or whole in its own size.
+
+    Turned upright as its EXIF data say; transparent pixels on black; grey values of more than 8 bits over the largest
+    one, and colours made grey by their luminance (ITU-R BT.601).
+
+    Args:
+        content: of the file.
+        channels: 1 for grey, 3 for red, green and blue.
+        size: height and width, reached by bilinear interpolation with antialiasing; None for the whole image as it is.
+        crop: height and width of the centre that is resized; by default the largest square.
+
+    Raises:
+        Unreadable: no image that Pillow can read to its end, or one smaller than ``crop``.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            file.load()
+            image: Image.Image = ImageOps.exif_transpose(file) or file
+            pixels = _square(_in_mode(image, "L" if channels == 1 else "RGB"), size, crop)
+            array = np.asarray(pixels, dtype=np.uint8)
+    except Unreadable:
+        raise
+    except UnidentifiedImageError as error:  # whose message names an object in memory
+        raise Unreadable("no image") from error
+    # Pillow's decoders raise whatever a broken file makes them stumble over, struct.error and IndexError among them.
+    except Exception as error:
+        raise Unreadable(str(error) or type(error).__name__) from error
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode[0] in "IF":  # Pillow's own conversion would cut values off at 255
+        values = np.asarray(image, dtype=np.float64)
+        return Image.fromarray((values * (255 / max(values.max(), 1e-300))).clip(0, 255).astype(np.uint8)).convert(mode)
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _square(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:
+    if size is None:
+        return image
+    width, height = image.size
+    side = min(width, height) if crop is None else crop
+    if side > min(width, height):
+        raise Unreadable(f"{width} x {height} pixels, less than the crop of {side}")
+    if (width, height) != (side, side):
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.BILINEAR)

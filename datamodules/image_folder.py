@@ -1,0 +1,184 @@
+"""Images of one's own: any folder, tar or zip of image files, with sub-folders for classes and splits if there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from datamodules.idx import ROOT_VARIABLE, default_root
+from datamodules.image_files import ImageFiles, decode, open_images
+from datamodules.images import ImageDataModule
+from datamodules.loader import SPLITS
+from datamodules.pixel_cache import Decoded, PixelCache
+from datamodules.streaming import Rows
+from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.noise import generator
+
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+LARGEST_SIZE = 1024
+MOST_HELD_OUT = {"val": 5_000, "test": 10_000}  # where the sizes are not given: a tenth, but no more than this
+
+Split = Literal["auto", "folders", "seed"]
+
+
+class ImageFolder(ImageDataModule):
+    """Images (n, channels, size, size) in [-1, 1] from a folder, tar or zip.
+
+    Each image is turned upright as its EXIF data say, cut to its centre square and resized (bilinear, antialiased),
+    once: the result lies in ``$ALWS_CACHE``. Files that cannot be read are left out, named in a warning and counted in
+    ``results.json``.
+
+    Files may lie in sub-folders ``train``, ``val`` and ``test`` (or training, valid, validation, testing); below
+    these, or at once, in a sub-folder for each class. A split that has no sub-folder is set apart from the training
+    images by the seed. There are labels where every file lies in the sub-folder of a class, and there are two or more.
+
+    Args:
+        path: the folder or archive; a relative one that is not there is looked for in $ALWS_DATA.
+        size: height and width of the images; the decoders for images make 8, 16, 32, 64, ….
+        channels: 3 for colour, 1 for grey.
+        crop: height and width of the centre that is resized; by default the largest square.
+        split: "folders" for splits by sub-folder, "seed" for seeded splits of all images whatever the folders are
+            called, "auto" for folders where all images lie in a sub-folder of a split.
+        validation_size: images set apart for validation; by default a tenth, at most 5000.
+        test_size: images set apart for test; by default a tenth, at most 10 000. Without effect on folders.
+        device_megabytes: a split of more (2²⁰ bytes of pixels) is streamed from the cache, instead of being held on
+            the device.
+        batch_size: training images per step and process.
+        eval_batch_size: validation, test or prediction images per step and process.
+        seed: of the splits and the order.
+
+    Raises:
+        UserError: a setting makes no sense; in ``prepare_data`` and ``setup`` if there is no such folder, there are no
+            or too few images, most of them cannot be read, an archive is damaged, or the cache cannot be written.
+    """
+
+    likelihood = "gaussian"
+    white = 255
+    num_classes = 0
+
+    def __init__(
+        self,
+        path: str | None = None,
+        size: int = 32,
+        channels: int = 3,
+        crop: int | None = None,
+        split: Split = "auto",
+        validation_size: int | None = None,
+        test_size: int | None = None,
+        device_megabytes: int = 4096,
+        batch_size: int = 100,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, validation_size or 0, seed)
+        self.save_hyperparameters(logger=False)
+        check_at_least("data", size=(size, 4), device_megabytes=(device_megabytes, 0))
+        if size > LARGEST_SIZE:
+            raise UserError(f"data.size is {size}; give at most {LARGEST_SIZE} pixels.")
+        if channels not in (1, 3):
+            raise UserError(f"data.channels is {channels}; give 3 for colour or 1 for grey.")
+        if crop is not None:
+            check_at_least("data", crop=(crop, 1))
+        if test_size is not None:
+            check_at_least("data", test_size=(test_size, 0))
+        self.path, self.crop, self.split = path, crop, split
+        self.held_out = {"val": validation_size, "test": test_size}
+        self.device_megabytes = device_megabytes
+        self.image_shape = (channels, size, size)
+        self.classes: list[str] = []
+        self._prepared: tuple[ImageFiles, Decoded] | None = None  # so that one process lists the files once
+        grey = "-grey" if channels == 1 else ""
+        self.name = f"{type(self).__name__}-{Path(path or 'none').name.partition('.')[0]}-{size}{grey}"
+
+    def prepare_data(self) -> None:
+        """Decode the images, if they are not yet in the cache."""
+        self._prepared = self._decoded()
+
+    def read_splits(self) -> Mapping[str, tuple[Rows, Tensor]]:
+        """(pixels, labels) of "train", "val" and "test", from the cache; labels 0 where there are no classes."""
+        files, decoded = self._prepared or self._decoded()
+        self._prepared = None
+        self.skipped_files = decoded.skipped
+        folders = [_folders(name) for name in files.names]
+        folders = _without_common(folders, self.split)
+        parts = self._parts(folders)
+        classes = [below[1:] if part else below for part, below in zip(parts, folders, strict=True)]
+        self.classes = sorted({below[0] for below in classes if below})
+        if len(self.classes) < 2 or not all(classes):
+            self.classes = []
+        self.num_classes = len(self.classes)
+        number = {name: index for index, name in enumerate(self.classes)}
+        labels = torch.tensor([number[below[0]] if number else 0 for below in classes])[decoded.files]
+        numbers = torch.tensor([SPLITS.index(part or "train") for part in parts])[decoded.files]
+        rows = {split: (numbers == index).nonzero().flatten() for index, split in enumerate(SPLITS)}
+        self._hold_out(rows, seeded={"val", "test"} - set(parts))
+        return self.chosen(decoded.pixels, labels, rows)
+
+    def _parts(self, folders: list[list[str]]) -> list[str | None]:
+        """The split that each file's folder is named after; None for all where the seed decides alone."""
+        parts = [PARTS.get(below[0].lower()) if below else None for below in folders]
+        if self.split == "folders" and None in parts:
+            raise UserError(
+                f"data.split is folders, but the images in {self.path} do not all lie in sub-folders named train, val "
+                "or test; move them there, or give seed."
+            )
+        if self.split == "seed" or None in parts or "train" not in parts:
+            return [None] * len(folders)
+        return parts
+
+    def _hold_out(self, rows: dict[str, Tensor], seeded: set[str]) -> None:
+        """Move seeded parts of the training rows to the splits that have no folder."""
+        count = len(rows["train"])
+        for split in sorted(seeded):  # test first, so that it does not depend on the size of the other
+            given = self.held_out[split]
+            size = min(MOST_HELD_OUT[split], count // 10) if given is None else given
+            order = torch.randperm(len(rows["train"]), generator=generator(self.seed, split))
+            rows[split], rows["train"] = rows["train"][order[:size]], rows["train"][order[size:].sort()[0]]
+        if len(rows["train"]) == 0:
+            raise UserError(
+                f"{self.name} has {count} images to train on, of which validation and test take all; lower "
+                "data.validation_size and data.test_size, or add images."
+            )
+
+    def _decoded(self) -> tuple[ImageFiles, Decoded]:
+        files = open_images(self._source(), "data.path")
+        channels, size, _ = self.image_shape
+        turn = partial(decode, channels=channels, size=size, crop=self.crop)
+        return files, PixelCache(self.name, files, self.image_shape, {"crop": self.crop}, turn).open()
+
+    def _source(self) -> Path:
+        if self.path is None:
+            raise UserError("data.path is not given; give the folder, tar or zip that holds the images.")
+        path = Path(self.path).expanduser()
+        below = Path(default_root()).expanduser() / path
+        # os.path.exists, unlike Path.exists, takes a folder that may not be entered for an empty one
+        if not os.path.exists(path) and not os.path.exists(below):
+            raise UserError(
+                f"data.path is {self.path}, but there is no such file or folder, nor in {ROOT_VARIABLE}; check "
+                "the path."
+            )
+        return path if os.path.exists(path) else below
+
+
+def _folders(name: str) -> list[str]:
+    """The folders above a file, outermost first, without what leads nowhere or out of an archive."""
+    return [part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".", "..")]
+
+
+def _without_common(folders: list[list[str]], split: Split) -> list[list[str]]:
+    """Without the outer folders that all files share: archives often hold everything in one."""
+    while all(folders) and len({below[0] for below in folders}) == 1:
+        if split == "folders" and folders[0][0].lower() in PARTS:
+            break
+        folders = [below[1:] for below in folders]
+    return folders
