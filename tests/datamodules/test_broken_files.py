@@ -180,7 +180,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch, name:
     (tmp_path / name).write_bytes(b"0")
     monkeypatch.setattr(Path, "open", refuse)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setattr("datamodules.patches.tarfile.open", refuse)
+    monkeypatch.setattr(tarfile, "open", refuse)
     assert "Permission denied" in refused(reader, tmp_path / name)
 
 
