@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
+from callbacks.image_data import some_images
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.metrics.annealed import AnnealedEstimate, Annealing, annealed_log_likelihood, simulated_bounds
 from lightning_alws.metrics.likelihood import (
@@ -207,7 +208,7 @@ class LogLikelihood(Callback):
 
     def _images(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> Tensor:
         # Under a precision such as 64-true the trainer converts its batches, but not these.
-        return trainer.datamodule.images(split)[: self.max_images].to(pl_module.dtype)  # type: ignore[attr-defined]
+        return some_images(trainer.datamodule, split, self.max_images).to(pl_module.dtype)  # type: ignore[attr-defined]
 
     def _chunk(self, trainer: pl.Trainer) -> int:
         """Prior samples at a time: some two million pixels, and some 8 million pairs with the images."""

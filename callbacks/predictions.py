@@ -12,11 +12,12 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from callbacks.sample_grid import picture, save_png, to_unit
+from callbacks.sample_grid import picture, save_png
 from datamodules.table import read_table
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.generative import Latents, LatentVariableModel, PlugIn, map_latents
+from lightning_alws.metrics.pixels import to_unit
 from lightning_alws.noise import global_seed, seeded
 from lightning_alws.posterior import AmortisedPosterior
 

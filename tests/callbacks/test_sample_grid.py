@@ -13,8 +13,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from runs import Images, Numbers, image_model, trainer
 from torch import Tensor
 
-from callbacks.sample_grid import SampleGrid, picture, save_arrays, save_png, to_unit
+from callbacks.sample_grid import SampleGrid, picture, save_arrays, save_png
 from lightning_alws.errors import UserError
+from lightning_alws.metrics.pixels import to_unit
 
 ROWS = 2
 GAP = 16
