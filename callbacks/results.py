@@ -28,6 +28,7 @@ FIGURES = {
     "log_likelihood": ("log_likelihood", "effective_samples"),
     "fid_kid": ("fid_", "kid_"),
 }
+SKIPPED_NAMED = 20  # files left out of the data that are named, beside their number
 NO_COUNTS = ("seed", "val")  # whole numbers that a test may have less of
 PACKAGES = ("alws", "torch", "torchvision", "pytorch-lightning", "torchmetrics")
 
@@ -134,6 +135,7 @@ class ResultsFile(Callback):
                 **({"error": error} if error else {}),
                 "model": type(pl_module).__name__,
                 "data": getattr(trainer.datamodule, "name", type(trainer.datamodule).__name__),  # type: ignore[attr-defined]
+                **_skipped(trainer.datamodule),  # type: ignore[attr-defined]
                 "seed": global_seed(),
                 **({} if tested_step is None else {"tested_step": tested_step}),
                 "training": before["training"] if testing and "training" in before else training,
@@ -211,6 +213,12 @@ def _merged(old: Any, new: Any) -> Any:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}
+
+
+def _skipped(data: Any) -> dict[str, Any]:
+    """How many files of the data could not be used, and the first of them; nothing where all could."""
+    skipped = getattr(data, "skipped_files", [])
+    return {"skipped_files": {"count": len(skipped), "first": skipped[:SKIPPED_NAMED]}} if skipped else {}
 
 
 def _parameters(pl_module: pl.LightningModule) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from datamodules.arrays import ArrayDataModule
 from datamodules.binarized_mnist import BinarizedMNIST
 from datamodules.blowfly import Blowfly, BlowflySimulated
+from datamodules.celeba import CelebA
 from datamodules.cifar10 import CIFAR10
 from datamodules.digits import Digits
 from datamodules.gabors import Gabors
@@ -18,17 +19,20 @@ from datamodules.pinwheel import Pinwheel
 from datamodules.sine_functions import SineFunctions
 from datamodules.sinusoid import Sinusoid
 from datamodules.softplus_toy import SoftplusData
+from datamodules.svhn import SVHN
 from datamodules.table import Table
 from datamodules.voltage_trace import VoltageTrace
 
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "SVHN",
     "ArrayDataModule",
     "BatchLoader",
     "BinarizedMNIST",
     "Blowfly",
     "BlowflySimulated",
+    "CelebA",
     "DeviceDataModule",
     "Digits",
     "FashionMNIST",

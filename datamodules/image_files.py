@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightning_alws.errors import UserError
 
@@ -244,6 +244,8 @@ def decode(content: bytes, channels: int, size: int | None = None, crop: int | N
             array = np.asarray(pixels, dtype=np.uint8)
     except Unreadable:
         raise
+    except UnidentifiedImageError as error:  # whose message names an object in memory
+        raise Unreadable("no image") from error
     # Pillow's decoders raise whatever a broken file makes them stumble over, struct.error and IndexError among them.
     except Exception as error:
         raise Unreadable(str(error) or type(error).__name__) from error

@@ -78,7 +78,9 @@ def placed(stored: Tensor, index: Tensor, megabytes: int) -> Rows:
 
 
 def in_batches(rows: Rows, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """The rows in the order given, int64 on the CPU, in batches on the device of the rows."""
+    """The rows in the order given, int64 on the CPU, in batches on the device of the rows; none for an empty order."""
+    if len(order) == 0:  # torch would split it into one batch of nothing
+        return iter(())
     if isinstance(rows, StreamedRows):
         return rows.batches(order.split(batch_size))
     return (rows[choice] for choice in order.to(rows.device).split(batch_size))
