@@ -15,6 +15,7 @@ from datamodules.linear_dynamics import LinearDynamicsData
 from datamodules.linear_gaussian import LinearGaussianData
 from datamodules.loader import BatchLoader, DeviceDataModule
 from datamodules.mnist import MNIST, FashionMNIST
+from datamodules.natural_patches import NaturalPatches
 from datamodules.pinwheel import Pinwheel
 from datamodules.sine_functions import SineFunctions
 from datamodules.sinusoid import Sinusoid
@@ -43,6 +44,7 @@ __all__ = [
     "ImageFolder",
     "LinearDynamicsData",
     "LinearGaussianData",
+    "NaturalPatches",
     "Pinwheel",
     "SineFunctions",
     "Sinusoid",

@@ -11,145 +11,169 @@ Proceedings of the Royal Society B 265, 1998.
 from __future__ import annotations
 
 import io
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from datamodules.image_files import SUFFIXES as IMAGE_SUFFIXES
+from datamodules.image_files import Unreadable, open_images
 from lightning_alws.errors import UserError
 
 VAN_HATEREN = ".iml"
 VAN_HATEREN_SHAPE = (1024, 1536)
-SUFFIXES = (VAN_HATEREN, ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (VAN_HATEREN, *IMAGE_SUFFIXES)
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green, blue: ITU-R BT.601
 LEAST_CONTRAST = 0.01  # of intensities in [0, 1]: patches of sky are not blown up to full contrast
 
 
-def photographs(source: str | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and intensities (height, width), float32 in [0, 1], of one photograph after the other.
+class PatchSource:
+    """Photographs, and the patches that are cut from them; held one at a time, so that they may exceed the memory.
 
     Args:
-        source: a folder (searched throughout) or tar of image files, or one image file; by default the two photographs
-            that scikit-learn brings along.
+        source: a folder (searched throughout), tar or zip of image files, or one image file; by default the two
+            photographs that scikit-learn brings along.
+        size: height and width of a patch in pixels.
+
+    Attributes:
+        names: the photographs that can be used.
+        skipped: those that cannot be read or are smaller than a patch, each with the reason in brackets.
 
     Raises:
-        UserError: there is no such file or folder, it holds no images, or one of them cannot be read.
+        UserError: there is no such file or folder, an archive is damaged, or there is no image.
     """
-    if source is None:
-        sample = load_sample_images()
-        for name, pixels in zip(sample.filenames, sample.images, strict=True):
-            yield Path(name).name, pixels.astype(np.float32) @ LUMINANCE / 255
-        return
-    found = False
-    for name, content in _files(Path(source)):
-        found = True
-        yield name, decode(name, content)
-    if not found:
-        raise UserError(
-            f"data.source is {source}, but it holds no images; give a folder or tar of files that end in "
-            f"{', '.join(SUFFIXES)}."
-        )
+
+    def __init__(self, source: str | None, size: int) -> None:
+        self.size = size
+        self._photographs = _Photographs(source)
+        self.names: list[str] = []
+        self.skipped: list[str] = []
+        self._numbers: list[int] = []
+        for number, name in enumerate(self._photographs.names):
+            try:
+                height, width = self._photographs.read(number).shape
+                if min(height, width) < size:
+                    raise Unreadable(f"{height} x {width} pixels, less than a patch of {size} x {size}")
+            except Unreadable as error:
+                self.skipped.append(f"{name} ({error})")
+                continue
+            self.names.append(name)
+            self._numbers.append(number)
+
+    def draw(self, wanted: Mapping[str, tuple[Sequence[int], int, torch.Generator]]) -> dict[str, Tensor]:
+        """Patches at uniformly random places, equally many from each photograph, (count, size, size) in [0, 1].
+
+        Args:
+            wanted: by name, which of the photographs to draw from, how many patches, and the CPU generator that draws
+                photographs, places and the order.
+        """
+        # Which photographs give one patch more than the others is drawn too.
+        counts = {
+            name: torch.tensor(list(among))[torch.randperm(len(among), generator=generator)]
+            .repeat(-(-count // len(among)))[:count]
+            .bincount(minlength=len(self.names))
+            for name, (among, count, generator) in wanted.items()
+        }
+        patches = {name: torch.empty(count, self.size, self.size) for name, (_, count, _) in wanted.items()}
+        filled = dict.fromkeys(wanted, 0)
+        for index, number in enumerate(self._numbers):
+            if not any(count[index] for count in counts.values()):
+                continue
+            pixels = torch.from_numpy(np.ascontiguousarray(self._photographs.read(number)))
+            for name, (_, _, generator) in wanted.items():
+                for _ in range(int(counts[name][index])):
+                    top, left = (
+                        int(torch.randint(side - self.size + 1, (), generator=generator)) for side in pixels.shape
+                    )
+                    patches[name][filled[name]] = pixels[top : top + self.size, left : left + self.size]
+                    filled[name] += 1
+        return {
+            name: patches[name][torch.randperm(count, generator=generator)]
+            for name, (_, count, generator) in wanted.items()
+        }
 
 
-def _files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the image files, in the order of their names (in that of the tar)."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield str(path), path.read_bytes()
-    elif not source.is_file():
-        raise UserError(f"data.source is {source}, but there is no such file or folder; check the path.")
-    elif source.suffix.lower() in SUFFIXES:
-        yield str(source), source.read_bytes()
-    else:
-        try:
-            with tarfile.open(source) as archive:
-                for member in archive:
-                    file = archive.extractfile(member) if Path(member.name).suffix.lower() in SUFFIXES else None
-                    if file is not None:
-                        yield f"{source}/{member.name}", file.read()
-        except (tarfile.TarError, EOFError) as error:
-            raise UserError(
-                f"data.source is {source}, which is no readable tar and no image file ({error}); give a folder or tar "
-                "of images."
-            ) from error
+class _Photographs:
+    """Names and intensities of all photographs of a source, as :class:`PatchSource` takes it."""
+
+    def __init__(self, source: str | None) -> None:
+        self._source = source
+        if source is None:
+            sample = load_sample_images()
+            self._sample = sample.images
+            self.names = [Path(name).name for name in sample.filenames]
+        else:
+            self._files = open_images(Path(source), "data.source", SUFFIXES)
+            self.names = self._files.names
+
+    def read(self, number: int) -> np.ndarray:
+        """Intensities (height, width), float32 in [0, 1]. Raises :class:`Unreadable`."""
+        if self._source is None:
+            return self._sample[number].astype(np.float32) @ LUMINANCE / 255
+        return intensities(self.names[number], self._files.read(number))
 
 
-def decode(name: str, content: bytes) -> np.ndarray:
+def intensities(name: str, content: bytes) -> np.ndarray:
     """Intensities (height, width), float32 in [0, 1], of an image file; colours by their luminance.
 
     Images of more than 8 bits, van Hateren's among them, are divided by their largest intensity.
 
     Raises:
-        UserError: the file cannot be read, or a ``.iml`` file has not 1024 × 1536 × 2 bytes.
+        Unreadable: Pillow cannot read it to its end, or a ``.iml`` file has not 1024 × 1536 × 2 bytes.
     """
     if name.lower().endswith(VAN_HATEREN):
         expected = 2 * VAN_HATEREN_SHAPE[0] * VAN_HATEREN_SHAPE[1]
         if len(content) != expected:
-            raise UserError(
-                f"the van Hateren image {name} has {len(content)} bytes, not {expected} (1024 x 1536 of two bytes); "
-                "download it anew or remove it."
-            )
+            raise Unreadable(f"{len(content)} bytes, not {expected}: 1024 x 1536 of two bytes")
         return _by_largest(np.frombuffer(content, dtype=">u2").reshape(VAN_HATEREN_SHAPE))
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode[0] in "IF":
                 return _by_largest(np.asarray(image))
             return np.asarray(image.convert("RGB"), dtype=np.float32) @ LUMINANCE / 255
-    except (OSError, ValueError, Image.DecompressionBombError, SyntaxError) as error:
-        raise UserError(f"the image {name} cannot be read ({error}); repair or remove it.") from error
+    except UnidentifiedImageError as error:  # whose message names an object in memory
+        raise Unreadable("no image") from error
+    except Exception as error:  # of any kind: Pillow's decoders raise what a broken file makes them stumble over
+        raise Unreadable(str(error) or type(error).__name__) from error
 
 
-def _by_largest(intensities: np.ndarray) -> np.ndarray:
-    largest = float(intensities.max())
-    return intensities.astype(np.float32) / (largest if largest > 0 else 1.0)
+def _by_largest(values: np.ndarray) -> np.ndarray:
+    largest = float(values.max())
+    return values.astype(np.float32) / (largest if largest > 0 else 1.0)
 
 
 def draw_patches(source: str | None, size: int, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` patches at uniformly random places, equally many from each photograph, (count, size, size) in [0, 1].
-
-    The photographs are gone through twice and held one at a time, so that a folder may be larger than memory.
-
-    Args:
-        source: as :func:`photographs` takes it.
-        size: height and width of a patch in pixels.
-        count: how many patches.
-        generator: a CPU generator that draws photographs and places.
+    """``count`` patches from all photographs of a source, (count, size, size) in [0, 1], as :class:`PatchSource` draws.
 
     Raises:
-        UserError: the photographs are missing or broken, or one is smaller than a patch.
+        UserError: the photographs are missing, or one of them cannot be used.
     """
-    total = 0
-    for name, pixels in photographs(source):
-        total += 1
-        if min(pixels.shape) < size:
-            raise UserError(
-                f"the image {name} has {pixels.shape[0]} x {pixels.shape[1]} pixels, less than a patch of {size} x "
-                f"{size}; remove it or lower the patch size."
-            )
-    # Which photographs give one patch more than the others is drawn too.
-    chosen = torch.randperm(total, generator=generator).repeat(-(-count // total))[:count]
-    patches = []
-    for index, (_, pixels) in enumerate(photographs(source)):
-        height, width = pixels.shape
-        for _ in range(int((chosen == index).sum())):
-            top = int(torch.randint(height - size + 1, (), generator=generator))
-            left = int(torch.randint(width - size + 1, (), generator=generator))
-            patches.append(torch.from_numpy(pixels[top : top + size, left : left + size].copy()))
-    order = torch.randperm(count, generator=generator)
-    return torch.stack(patches)[order]
+    photographs = PatchSource(source, size)
+    if photographs.skipped:
+        raise UserError(
+            f"data.source is {source}, where {len(photographs.skipped)} images cannot be used, first "
+            f"{photographs.skipped[0]}; repair or remove them, or change the patch size."
+        )
+    return photographs.draw({"all": (range(len(photographs.names)), count, generator)})["all"]
+
+
+def without_mean(patches: Tensor) -> Tensor:
+    """Patches (n, size, size) less their mean, over their standard deviation, or over 0.01 if that is less."""
+    patches = patches - patches.mean((1, 2), keepdim=True)
+    return patches / patches.std((1, 2), correction=0, keepdim=True).clamp_min(LEAST_CONTRAST)
+
+
+def pixel_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each pixel over patches (n, size, size); the latter above 0."""
+    return patches.mean(0), patches.std(0, correction=0).clamp_min(torch.finfo(patches.dtype).tiny)
 
 
 def standardise(patches: Tensor) -> Tensor:
-    """Patches (n, size, size) without their mean, over their standard deviation, then each pixel standardised over all.
-
-    The deviation of a patch counts as at least 0.01 of full intensity. The mean norm is then about ``size``.
-    """
-    patches = patches - patches.mean((1, 2), keepdim=True)
-    patches = patches / patches.std((1, 2), correction=0, keepdim=True).clamp_min(LEAST_CONTRAST)
-    return (patches - patches.mean(0)) / patches.std(0, correction=0).clamp_min(torch.finfo(patches.dtype).tiny)
+    """Patches :func:`without_mean`, then each pixel standardised over all; their mean norm is about ``size``."""
+    patches = without_mean(patches)
+    mean, std = pixel_statistics(patches)
+    return (patches - mean) / std

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.patches import draw_patches, photographs, standardise
+from datamodules.patches import PatchSource, _Photographs, draw_patches, standardise
 from lightning_alws.errors import UserError
 
 
@@ -24,6 +24,11 @@ def write(path: Path, pixels: np.ndarray) -> Path:
 def places(height: int, width: int) -> np.ndarray:
     """An image whose every pixel says where it is."""
     return np.arange(height * width, dtype=np.uint16).reshape(height, width)
+
+
+def photographs(source: str | None) -> list[tuple[str, np.ndarray]]:
+    found = _Photographs(source)
+    return [(name, found.read(number)) for number, name in enumerate(found.names)]
 
 
 def generator() -> torch.Generator:
@@ -130,14 +135,30 @@ def test_broken_sources_are_named_in_a_sentence(tmp_path: Path) -> None:
     assert "no readable tar" in message(tmp_path / "no.tar")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "photo.jpg").write_bytes(b"\xff\xd8 not a picture")
-    assert "photo.jpg cannot be read" in message(tmp_path / "broken")
+    assert "1 images cannot be used, first photo.jpg (" in message(tmp_path / "broken")
     whole = write(tmp_path / "whole.png", places(40, 40)).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    assert "half.png cannot be read" in message(tmp_path / "half.png")
+    assert "first half.png (image file is truncated" in message(tmp_path / "half.png")
     write(tmp_path / "small" / "stamp.png", places(15, 40))
-    assert "stamp.png has 15 x 40 pixels, less than a patch of 16 x 16" in message(tmp_path / "small")
+    assert "stamp.png (15 x 40 pixels, less than a patch of 16 x 16)" in message(tmp_path / "small")
     (tmp_path / "short.iml").write_bytes(bytes(1024 * 1536 * 2 - 1))
-    assert "short.iml has 3145727 bytes, not 3145728" in message(tmp_path / "short.iml")
+    assert "short.iml (3145727 bytes, not 3145728" in message(tmp_path / "short.iml")
+
+
+def test_what_cannot_be_used_is_left_out_by_name(tmp_path: Path) -> None:
+    for index in range(3):
+        write(tmp_path / f"{index}.png", places(20, 20))
+    write(tmp_path / "small.png", places(7, 40))
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    source = PatchSource(str(tmp_path), 8)
+    assert source.names == ["0.png", "1.png", "2.png"]
+    assert source.skipped == ["broken.jpg (no image)", "small.png (7 x 40 pixels, less than a patch of 8 x 8)"]
+    drawn = source.draw({"a": ([0, 2], 9, generator()), "b": ([1], 5, generator()), "none": ([1], 0, generator())})
+    assert {name: tuple(rows.shape) for name, rows in drawn.items()} == {
+        "a": (9, 8, 8),
+        "b": (5, 8, 8),
+        "none": (0, 8, 8),
+    }
 
 
 def test_a_cut_tar_is_named(tmp_path: Path) -> None:
