@@ -116,8 +116,7 @@ class ImageGenerator(LatentVariableModel):
         noise_floor: least σ of Gaussian pixels.
         prior: builds the prior over ``latent_dim`` numbers.
         pixels: "auto" for the data's likelihood; "gaussian_channels" for a noise scale of each colour; "logistic" for
-            images in 256 levels, with which there is no plug-in estimate (amortised learning then regresses
-            log p_θ(z, x) itself).
+            images in 256 levels, whose plug-in estimate takes every pair of sleep samples and images.
 
     Raises:
         UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
@@ -174,7 +173,6 @@ class ImageGenerator(LatentVariableModel):
             self.pixels = ChannelGaussianPixels(image_shape[0], noise_floor, bounded)
         else:
             self.pixels = GaussianPixels(noise_floor, bounded) if kind == "gaussian" else LogisticPixels()
-        self.direct_only = kind == "logistic"
 
     def sample_prior(self, count: int) -> Tensor:
         return self.prior.sample(count)
