@@ -203,6 +203,7 @@ def test_senseless_numbers_are_refused(rows: int) -> None:
 def test_grey_values() -> None:
     images = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0])
     assert to_unit(images, "gaussian").tolist() == [0, 0, 0.5, 0.75, 1, 1]
+    assert to_unit(torch.tensor([-9.0, -3.0, 0.0, 1.5, 3.0]), "gaussian_unbounded").tolist() == [0, 0, 0.5, 0.75, 1]
     assert to_unit(images, "bernoulli").tolist() == [0, 0, 0, 0.5, 1, 1]
 
 
