@@ -10,8 +10,11 @@ from callbacks.fid_kid import FIDKID
 from callbacks.figure import ExperimentFigure
 from callbacks.gp_hyperparameters import GaussianProcessHyperparameters
 from callbacks.gradient_error import GradientError
+from callbacks.image_statistics import ImageStatistics
+from callbacks.interpolations import LatentInterpolations
 from callbacks.linear_dynamics import KalmanComparison
 from callbacks.log_likelihood import LogLikelihood
+from callbacks.neighbours import NearestNeighbours
 from callbacks.neural_process import NeuralProcessFigure
 from callbacks.orientation_sweep import OrientationSweep
 from callbacks.oscillator import Oscillator
@@ -33,8 +36,11 @@ __all__ = [
     "FactorCovariances",
     "GaussianProcessHyperparameters",
     "GradientError",
+    "ImageStatistics",
     "KalmanComparison",
+    "LatentInterpolations",
     "LogLikelihood",
+    "NearestNeighbours",
     "NeuralProcessFigure",
     "OrientationSweep",
     "Oscillator",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from callbacks.clusters import COLOURS
 from callbacks.figure import ExperimentFigure
-from callbacks.sample_grid import to_unit
 from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.metrics.pixels import to_unit
 from lightning_alws.models.image import ImageGenerator, ImageModel
 from lightning_alws.priors import GaussianMixturePrior
 

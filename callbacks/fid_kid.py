@@ -10,42 +10,47 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
+from callbacks.image_data import count_images, has_labels, some_images
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.metrics.distances import frechet_distance, kernel_distance
-from lightning_alws.metrics.lenet import Extractor, cached_lenet
+from lightning_alws.metrics.extractors import Extractor, ExtractorData, FeatureExtractor, RandomFeatures
+from lightning_alws.metrics.inception import InceptionFeatures  # noqa: F401 (known by its short name in configs)
+from lightning_alws.metrics.lenet import LeNetFeatures
 from lightning_alws.noise import generator, seeded
 
 LEAST_IMAGES = 4  # two for a covariance, two for an unbiased MMD of half of them
 CHUNK = 500
-SMALL_DATA = 5_000  # below so many training images the network gets at most SMALL_WIDTH features
-SMALL_WIDTH = 64
+COLUMNS = 4096  # pixels shuffled at once
 
 
 class FIDKID(Callback):
     """Logs ``fid_samples``, ``kid_samples``, ``fid_means`` and ``kid_means``, each under ``val/`` and ``test/``.
 
-    The features are those of a LeNet trained once on the data set at hand (:mod:`lightning_alws.metrics.lenet`), fed
-    with real and generated images in the space of the data. ``samples`` are draws x ~ p(x|z), ``means`` are E[x|z].
-    ``test/fid_floor`` and ``test/kid_floor`` compare training with test images: what a perfect model would get;
-    ``test/fid_pixels`` and ``test/kid_pixels`` are those of the independent-pixel model fitted to the training images,
-    which any model with latents should beat. As many real images as generated ones are compared, since FID falls with
-    their number.
+    The features are those of ``extractor``, fed with real and generated images in the space of the data: by default a
+    LeNet trained once on the labels of the data set at hand (:mod:`lightning_alws.metrics.lenet`), or a network of
+    fixed random weights where there are none (:mod:`lightning_alws.metrics.extractors`). ``samples`` are draws
+    x ~ p(x|z), ``means`` are E[x|z]. ``test/fid_floor`` and ``test/kid_floor`` compare training with test images: what
+    a perfect model would get; ``test/fid_pixels`` and ``test/kid_pixels`` are those of the independent-pixel model
+    fitted to the training images, which any model with latents should beat; ``test/fid_gaussian`` and
+    ``test/kid_gaussian``, for images that are not binary, those of the Gaussian with mean and covariance of the
+    training images. As many real images as generated ones are compared, since FID falls with their number.
 
     The same noise serves every validation, so that the figures of a run can be compared. All processes generate their
-    share, gather the features once and compute the same figures. Does nothing where the data have no ``images`` and
-    ``labels``, the model makes no images, or the run is a sanity check or ``fast_dev_run``.
+    share, gather the features once and compute the same figures. Does nothing where the data have no ``images``, the
+    model makes no images, or the run is a sanity check or ``fast_dev_run``.
 
     Args:
         num_samples: images compared in the test, or as many as the test set has.
         val_samples: images compared in a validation, or as many as the validation set has; 0 for none.
-        feature_width: features of the LeNet; at most 64 for fewer than 5000 training images.
+        feature_width: features of the default LeNet; at most 64 for fewer than 5000 training images.
+        extractor: makes the features: LeNetFeatures, RandomFeatures, PrincipalComponents, InceptionFeatures.
         kid_subset_size: images in one subset, or half of those compared.
         kid_subsets: number of subsets.
         cache_dir: where trained LeNets are kept; None for ``$ALWS_CACHE`` or ``~/.cache/alws``.
         seed: of the noise and of the choice of real images.
 
     Raises:
-        UserError: a count makes no sense, or a split has fewer than four images.
+        UserError: a count makes no sense, a split has fewer than four images, or the extractor cannot be had.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class FIDKID(Callback):
         kid_subsets: int = 100,
         cache_dir: str | None = None,
         seed: int = 0,
+        extractor: FeatureExtractor | None = None,
     ) -> None:
         check_at_least(
             "fid_kid",
@@ -73,6 +79,7 @@ class FIDKID(Callback):
         self.kid_subsets = kid_subsets
         self.cache_dir = cache_dir
         self.seed = seed
+        self.extractor = extractor
         self.figures: dict[str, float] = {}
         # Held here and not by the module, whose state_dict and device they must not share.
         self._extractor: Extractor | None = None
@@ -90,6 +97,7 @@ class FIDKID(Callback):
                 "extractor_hash": self._extractor.hash,
                 "extractor_accuracy": self._extractor.accuracy,
                 "feature_width": self._extractor.width,
+                "resize": self._extractor.resize,
                 "images_compared": dict(self._counts),
                 "kid_subset_size": dict(self._subset_sizes),
                 "kid_subsets": self.kid_subsets,
@@ -122,7 +130,7 @@ class FIDKID(Callback):
         model: Any = getattr(pl_module, "evaluation_model", None)
         if trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
-        if not all(hasattr(data, name) for name in ("image_shape", "images", "labels")):
+        if not all(hasattr(data, name) for name in ("image_shape", "images")):
             return False
         if not all(hasattr(model, name) for name in ("sample_prior", "likelihood")):
             return False
@@ -132,7 +140,7 @@ class FIDKID(Callback):
         return shape == (1, *data.image_shape) and hasattr(likelihood, "sample")
 
     def _count(self, trainer: pl.Trainer, split: str) -> int:
-        available = len(trainer.datamodule.labels(split))  # type: ignore[attr-defined]
+        available = count_images(trainer.datamodule, split)  # type: ignore[attr-defined]
         if available < LEAST_IMAGES:
             raise UserError(
                 f"FID and KID need at least {LEAST_IMAGES} images, but the {split} split has {available}; "
@@ -147,13 +155,17 @@ class FIDKID(Callback):
             data = trainer.datamodule  # type: ignore[attr-defined]
             found: Extractor | None = None
             if trainer.is_global_zero:
-                images, labels = data.images("train"), data.labels("train")
-                width = min(self.feature_width, SMALL_WIDTH) if len(images) < SMALL_DATA else self.feature_width
-                held_out = "val" if len(data.labels("val")) else "test"
-                # Its seed is not the callback's: runs with different seeds must be measured by the same network.
-                found = cached_lenet(
-                    self.cache_dir, data.name, images, labels, data.images(held_out), data.labels(held_out), width
+                labelled = has_labels(data)
+                default = LeNetFeatures(self.feature_width) if labelled else RandomFeatures()
+                source = ExtractorData(
+                    name=data.name,
+                    likelihood=getattr(data, "likelihood", "gaussian"),
+                    count=lambda split: count_images(data, split),
+                    images=lambda split, rows: some_images(data, split, rows),
+                    labels=data.labels if labelled else None,
+                    cache_dir=self.cache_dir,
                 )
+                found = (self.extractor or default).build(source)
             extractor = cast(Extractor, trainer.strategy.broadcast(found))
             self._extractor = replace(extractor, module=extractor.module.to(pl_module.device))
         return self._extractor
@@ -169,9 +181,10 @@ class FIDKID(Callback):
         if split == "test":
             train = self._real_features(trainer, extractor, "train", count)
             self._compare("test/{}_floor", split, real[: len(train)], train)
-            self._compare(
-                "test/{}_pixels", split, real[: len(train)], self._independent_pixels(trainer, extractor, count)
-            )
+            compared = real[: len(train)]
+            self._compare("test/{}_pixels", split, compared, self._independent_pixels(trainer, extractor, count))
+            if getattr(trainer.datamodule, "likelihood", "bernoulli") != "bernoulli":  # type: ignore[attr-defined]
+                self._compare("test/{}_gaussian", split, compared, self._fitted_gaussian(trainer, extractor, count))
             self._counts["floor"] = len(train)
         for name, value in self.figures.items():
             if name.startswith(f"{split}/"):
@@ -186,22 +199,42 @@ class FIDKID(Callback):
             real, fake, self._subset_size(len(real)), self.kid_subsets, generator(self.seed, "kid", split)
         )
 
+    def _real_images(self, trainer: pl.Trainer, split: str, count: int) -> Tensor:
+        """``count`` real images chosen by the seed."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        rows = torch.randperm(count_images(data, split), generator=generator(self.seed, "fid", split))[:count]
+        return some_images(data, split, rows)
+
     def _real_features(self, trainer: pl.Trainer, extractor: Extractor, split: str, count: int) -> Tensor:
-        """Features of ``count`` real images chosen by the seed, computed once."""
+        """Features of ``count`` real images, computed once."""
         if split not in self._real:
-            images = trainer.datamodule.images(split)  # type: ignore[attr-defined]
-            rows = torch.randperm(len(images), generator=generator(self.seed, "fid", split))[:count]
-            self._real[split] = _for_distances(extractor.features(images[rows.to(images.device)]))
+            self._real[split] = _for_distances(extractor.features(self._real_images(trainer, split, count)))
         return self._real[split]
 
     def _independent_pixels(self, trainer: pl.Trainer, extractor: Extractor, count: int) -> Tensor:
         """Features of training images whose every pixel is shuffled between images, by itself."""
-        images = trainer.datamodule.images("train")  # type: ignore[attr-defined]
-        rows = torch.randperm(len(images), generator=generator(self.seed, "fid", "train"))[:count]
-        flat = images[rows.to(images.device)].flatten(1)
+        images = self._real_images(trainer, "train", count)
+        flat = images.flatten(1)
         with seeded(flat.device, self.seed, "fid", "pixels"):
-            shuffled = flat.gather(0, torch.rand_like(flat).argsort(0))
-        return _for_distances(extractor.features(shuffled.view(len(rows), *images.shape[1:])))
+            parts = [part.gather(0, torch.rand_like(part).argsort(0)) for part in flat.split(COLUMNS, dim=1)]
+        return _for_distances(extractor.features(torch.cat(parts, dim=1).view(images.shape)))
+
+    def _fitted_gaussian(self, trainer: pl.Trainer, extractor: Extractor, count: int) -> Tensor:
+        """Features of draws from the Gaussian with mean and covariance of ``count`` training images.
+
+        With rows x_i − mean of a matrix X of n images, Xᵀ ε / √(n − 1), ε ~ N(0, I_n), has their covariance exactly.
+        """
+        images = self._real_images(trainer, "train", count)
+        centred = images.flatten(1).float()
+        mean = centred.mean(0)
+        centred = (centred - mean) / (len(images) - 1) ** 0.5
+        features = []
+        with seeded(images.device, self.seed, "fid", "gaussian"):
+            for start in range(0, len(images), CHUNK):
+                noise = torch.randn(min(CHUNK, len(images) - start), len(images), device=images.device)
+                drawn = (mean + noise @ centred).view(-1, *images.shape[1:])
+                features.append(extractor.features(drawn))
+        return _for_distances(torch.cat(features))
 
     def _generated_features(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, extractor: Extractor, count: int

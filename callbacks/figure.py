@@ -32,9 +32,11 @@ class ExperimentFigure(Callback):
 
     Attributes:
         model_class: the class of module it can look at; another one is a named error.
+        prefix: how its files' names begin, so that several figures can be drawn in one run.
     """
 
     model_class: ClassVar[type[pl.LightningModule]] = pl.LightningModule
+    prefix: ClassVar[str] = ""
 
     def measure(self, module: Any, data: Any, split: str) -> dict[str, float]:
         """Numbers of the model as it stands, by name; split is "val" (be quick) or "test" (be exact).
@@ -99,7 +101,7 @@ class ExperimentFigure(Callback):
         ):
             figure = self.draw(module, trainer.datamodule, split)  # type: ignore[attr-defined]
         png = to_png(figure)
-        with atomic_write(Path(trainer.default_root_dir) / FOLDER / file) as target:
+        with atomic_write(Path(trainer.default_root_dir) / FOLDER / f"{self.prefix}{file}") as target:
             target.write(png)
         if isinstance(trainer.logger, TensorBoardLogger):
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -9,8 +9,11 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
+from callbacks.image_data import some_images
 from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.likelihoods import Bernoulli, DiscretisedLogistic
 from lightning_alws.metrics.annealed import AnnealedEstimate, Annealing, annealed_log_likelihood, simulated_bounds
+from lightning_alws.metrics.bits import bits_per_dimension, dequantise
 from lightning_alws.metrics.likelihood import (
     LikelihoodEstimate,
     WeightAccumulator,
@@ -20,7 +23,7 @@ from lightning_alws.metrics.likelihood import (
     importance_log_likelihood,
     monte_carlo_log_likelihood,
 )
-from lightning_alws.noise import global_seed, seeded
+from lightning_alws.noise import generator, global_seed, seeded
 
 RELIABLE = 10.0  # effective samples per image below which an average over samples is marked unreliable
 RELIABLE_GAP = 1.0  # nats between the bounds on simulated images, above which annealing is
@@ -42,6 +45,9 @@ class LogLikelihood(Callback):
 
     ``auto`` takes prior samples where a pilot of 20 000 shows that at least ten of them count for a typical image, and
     where latents are discrete or on a curve; annealing otherwise. Each is a lower bound in expectation.
+    ``test/bits_per_dim`` is logged for pixels that are levels (binary, discretised logistic), and for Gaussian ones, of
+    which ``test/log_likelihood`` is a density, where ``dequantise`` is set (:mod:`lightning_alws.metrics.bits`).
+
     ``test/effective_samples`` is the median over images of (Σw)²/Σw²; ``test/log_likelihood_reliable`` is 1 if it is at
     least ten or, for annealing, if the gap is at most one nat.
 
@@ -60,9 +66,10 @@ class LogLikelihood(Callback):
         encoder_steps: steps the importance-sampling encoder is fitted for.
         importance_samples: posterior samples per image from a fitted encoder or the module's own.
         annealing: chains, temperatures and leapfrog steps; on a GPU, more of all.
+        dequantise: in the test, spread images of Gaussian pixels over their levels by uniform noise.
 
     Raises:
-        UserError: a count makes no sense, or the method is unknown.
+        UserError: a count makes no sense, the method is unknown, or the images to dequantise have no levels.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class LogLikelihood(Callback):
         encoder_steps: int = 2_000,
         importance_samples: int = 500,
         annealing: Annealing = Annealing(),  # noqa: B008 (frozen)
+        dequantise: bool = False,
     ) -> None:
         if method not in METHODS:
             raise UserError(f"log_likelihood.method is {method!r}; choose one of {', '.join(METHODS)}.")
@@ -92,6 +100,7 @@ class LogLikelihood(Callback):
         self.encoder_steps = encoder_steps
         self.importance_samples = importance_samples
         self.annealing = annealing
+        self.dequantise = dequantise
         self._provenance: dict[str, Any] = {}
 
     def provenance(self) -> dict[str, Any]:
@@ -123,6 +132,9 @@ class LogLikelihood(Callback):
             return
         model: Any = pl_module.evaluation_model
         x, chunk = self._images(trainer, pl_module, "test"), self._chunk(trainer)
+        spacing = self._spacing(trainer.datamodule, model)  # type: ignore[attr-defined]
+        if spacing:
+            x = dequantise(x, spacing, generator(global_seed(), "dequantise"))
         with seeded(pl_module.device, global_seed(), "log_likelihood", "test"):
             method = self.method if self.method != "auto" else self._trusted(model, x, chunk)
             gap = None
@@ -139,8 +151,30 @@ class LogLikelihood(Callback):
         self._log(pl_module, "test", estimate)
         self._judge(pl_module, estimate, gap)
         self._provenance = {"log_likelihood": {"method": name, **counts, **_spread(estimate)}}
+        if spacing is not None:
+            bits = bits_per_dimension(estimate.log_likelihood, x[0].numel(), spacing or None)
+            pl_module.log("test/bits_per_dim", bits.mean(), sync_dist=True)
+            self._provenance["bits_per_dim"] = {"dequantised": "uniform" if spacing else "no, levels"}
+        if spacing:
+            self._provenance["log_likelihood"]["dequantised"] = "uniform"
         if hasattr(pl_module, "log_weights"):
             self._own_encoder(pl_module, model, x)
+
+    def _spacing(self, data: Any, model: Any) -> float | None:
+        """The distance of the levels that images are spread over; 0 for a law of levels, None where neither holds."""
+        with torch.no_grad(), seeded(next(model.parameters()).device, 0):
+            law = model.likelihood(model.sample_prior(1))
+        if isinstance(law, Bernoulli | DiscretisedLogistic):
+            return 0.0
+        if not self.dequantise:
+            return None
+        white = getattr(data, "white", None)
+        if getattr(data, "likelihood", None) != "gaussian" or not white:
+            raise UserError(
+                f"log_likelihood.dequantise is true, but the images of {type(data).__name__} have no levels in [-1, 1] "
+                "to be spread over; leave it out."
+            )
+        return 2 / white
 
     def _trusted(self, model: Any, x: Tensor, chunk: int) -> str:
         if not model.latents_are_real:
@@ -207,7 +241,7 @@ class LogLikelihood(Callback):
 
     def _images(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> Tensor:
         # Under a precision such as 64-true the trainer converts its batches, but not these.
-        return trainer.datamodule.images(split)[: self.max_images].to(pl_module.dtype)  # type: ignore[attr-defined]
+        return some_images(trainer.datamodule, split, self.max_images).to(pl_module.dtype)  # type: ignore[attr-defined]
 
     def _chunk(self, trainer: pl.Trainer) -> int:
         """Prior samples at a time: some two million pixels, and some 8 million pairs with the images."""

@@ -12,11 +12,12 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from callbacks.sample_grid import picture, save_png, to_unit
+from callbacks.sample_grid import picture, save_png
 from datamodules.table import read_table
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.generative import Latents, LatentVariableModel, PlugIn, map_latents
+from lightning_alws.metrics.pixels import to_unit
 from lightning_alws.noise import global_seed, seeded
 from lightning_alws.posterior import AmortisedPosterior
 
@@ -156,8 +157,7 @@ class Predictions(Callback):
             np.savez_compressed(file, **{key: value.cpu().numpy() for key, value in arrays.items()})  # type: ignore[arg-type]
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "image_shape"):
-            bounds = getattr(data, "pixel_range", (-1.0, 1.0))
-            panels = [to_unit(arrays[key], data.likelihood, bounds).cpu() for key in shown if key in arrays]
+            panels = [to_unit(arrays[key], data.likelihood).cpu() for key in shown if key in arrays]
             save_png(picture(panels, columns=8), self._folder(trainer) / f"{name}.png")
 
 

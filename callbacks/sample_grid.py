@@ -16,24 +16,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
+from callbacks.image_data import some_images
 from lightning_alws.errors import check_at_least
 from lightning_alws.files import atomic_write
+from lightning_alws.metrics.pixels import to_unit
 from lightning_alws.noise import global_seed, seeded
 
 FOLDER = "samples"
 ARRAYS = "test.npz"  # in the same folder
 LARGEST_ARRAYS = 2**20 - 4096  # bytes of its three arrays together
 LEAST_TILE = 32  # pixels: an 8 × 8 digit is enlarged to be seen at all
-
-
-def to_unit(images: Tensor, likelihood: str, pixel_range: tuple[float, float] | None = (-1.0, 1.0)) -> Tensor:
-    """Images of the data's space as grey values or colours in [0, 1].
-
-    Numbers without bounds (``pixel_range`` None, of unit variance) are grey at 0, black at -3 and white at 3.
-    """
-    if pixel_range is None:
-        return (images.float() / 6 + 0.5).clamp(0, 1)
-    return (images.float() if likelihood == "bernoulli" else (images.float() + 1) / 2).clamp(0, 1)
 
 
 def picture(panels: list[Tensor], columns: int) -> Tensor:
@@ -107,9 +99,8 @@ class SampleGrid(Callback):
         with seeded(pl_module.device, global_seed(), "sample_grid"):
             likelihood = model.likelihood(model.sample_prior(self.rows**2))
             generated = [likelihood.sample(), likelihood.mean]
-        real = data.images(split)[: self.rows**2]
-        bounds = getattr(data, "pixel_range", (-1.0, 1.0))
-        panels = [to_unit(images, data.likelihood, bounds).cpu() for images in (real, *generated)]
+        real = some_images(data, split, self.rows**2)
+        panels = [to_unit(images, data.likelihood).cpu() for images in (real, *generated)]
         image, folder = picture(panels, self.rows), Path(trainer.default_root_dir) / FOLDER
         save_png(image, folder / name)
         if split == "test":

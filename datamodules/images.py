@@ -42,7 +42,7 @@ class ImageDataModule(DeviceDataModule):
     """
 
     image_shape: tuple[int, int, int]  # (C, H, W), padding included
-    likelihood: str  # "bernoulli" or "gaussian"
+    likelihood: str  # "bernoulli", "gaussian", or "gaussian_unbounded" where pixel_range is None
     num_classes: int  # labels are 0..num_classes - 1; 0 where images have none; known at the latest with the data
     white: int  # the pixel value of full intensity
     redraws: bool = False  # whether training images are binarised anew at each step

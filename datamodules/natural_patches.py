@@ -51,7 +51,7 @@ class NaturalPatches(ImageDataModule):
             readable source.
     """
 
-    likelihood = "gaussian"
+    likelihood = "gaussian_unbounded"
     pixel_range = None
     num_classes = 0
     white = 1

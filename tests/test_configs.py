@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from image_sets import COLOUR_AND_PATCHES, options_of, write_image_sets
 
 import cli
 from cli import CONFIGS, main
@@ -21,6 +22,15 @@ CASES = [
     (file, data) if file.stem == "al_a" else pytest.param(file, data, marks=pytest.mark.slow)
     for file in IMAGES
     for data in ("Digits", "MNIST")
+]
+QUICK = [("al_a", "ImageFolder"), ("wgan_gp", "ImageFolder"), ("vae", "NaturalPatches")]  # of the next ones
+# Every config with patches and with one of the four colour sets in turn, the first of each kind with all: what differs
+# between colour sets is the number of channels and pixels alone.
+WITH_COLOURS = [
+    (file, data)
+    for number, file in enumerate(IMAGES)
+    for place, data in enumerate(COLOUR_AND_PATCHES)
+    if data == "NaturalPatches" or file.stem in ("al_a", "vae", "wgan_gp") or (number + place) % 4 == 0
 ]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
@@ -49,9 +59,39 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize(("config", "data"), CASES, ids=lambda case: case.stem if isinstance(case, Path) else str(case))
 def test_config_runs(config: Path, data: str | None, tmp_path: Path, tiny_root: Path, monkeypatch) -> None:
     monkeypatch.setenv("ALWS_DATA", str(tiny_root))
+    text, own = config.read_text(), []
+    if data is None and (name := next((one for one in COLOUR_AND_PATCHES if f"class_path: {one}\n" in text), None)):
+        own = options_of(name, write_image_sets(tiny_root))
     arguments = ["fit", "--config", str(config), "--runs", str(tmp_path), "--trainer.fast_dev_run", "2", *QUIET]
-    assert main([*arguments, *less(config.read_text(), data)]) == 0
+    assert main([*arguments, *less(text, data), *own]) == 0
     assert list(tmp_path.iterdir()) == []  # fast_dev_run writes nothing
+
+
+@pytest.fixture(scope="module")
+def image_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_sets(tmp_path_factory.mktemp("image_sets"))
+
+
+@pytest.mark.parametrize(("config", "data"), [
+    pytest.param(file, data, id=f"{file.stem}-{data}", marks=() if (file.stem, data) in QUICK else pytest.mark.slow)
+    for file, data in WITH_COLOURS
+])  # fmt: skip
+def test_image_config_takes_colours_and_patches(
+    config: Path, data: str, tmp_path: Path, image_sets: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """All methods with all sets, CelebA's at 64 x 64; discretised pixels alone do not suit real numbers."""
+    monkeypatch.setenv("ALWS_DATA", str(image_sets))
+    arguments = ["fit", "--config", str(config), "--runs", str(tmp_path), "--trainer.fast_dev_run", "1", *QUIET]
+    text = config.read_text()
+    status = main([*arguments, *less(text, data), *options_of(data, image_sets), "--data.batch_size", "10"])
+    if "pixels: logistic" in text and data == "NaturalPatches":
+        assert (
+            "model.pixels is 'logistic', but the data's likelihood is 'gaussian_unbounded'" in capsys.readouterr().err
+        )
+        assert status == 2
+    else:
+        assert status == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_names_every_config(capsys: pytest.CaptureFixture[str]) -> None:

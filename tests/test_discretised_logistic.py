@@ -17,6 +17,7 @@ from lightning_alws.metrics.likelihood import monte_carlo_log_likelihood
 from lightning_alws.models import ImageModel
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import MLPDecoder, MLPFeatures
+from lightning_alws.objectives import NaturalParameterError
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 255 * 2 - 1
 LOCATIONS = torch.tensor([-1.7, -1.0, -0.3, 0.0, 0.51, 0.998, 2.5], dtype=torch.float64)
@@ -139,14 +140,43 @@ def amortised(mode: str) -> ImageModel:
     return ImageModel(2, DECODER, learning, pixels="logistic", image_shape=(1, 2, 3), likelihood="gaussian")
 
 
-def test_amortised_learning_regresses_the_joint_or_refuses() -> None:
-    module = amortised("auto")
-    assert module.direct
+@pytest.mark.parametrize("mode", ["auto", "plug-in", "direct"])
+def test_amortised_learning_takes_it(mode: str) -> None:
+    module = amortised(mode)
+    assert module.direct == (mode == "direct")
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     module.training_step(generator().sleep(8, direct=True).x.float(), 0).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.generative.parameters())
-    with pytest.raises(UserError, match="the plug-in of amortised learning needs an exponential family"):
-        amortised("plug-in")
+
+
+def test_amortised_learning_refuses_what_it_cannot_afford(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_alws.likelihoods.logistic.MOST_PRODUCTS", 40 * 8 * 6 - 1)
+    module = amortised("auto")
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="every pair of 40 sleep samples and 8 images of 6 pixels"):
+        module.training_step(generator().sleep(8, direct=True).x.float(), 0)
+    objective = Learning(sleep_samples=40, held_out=10, kernel_objective=NaturalParameterError())
+    module = ImageModel(2, DECODER, objective, pixels="logistic", image_shape=(1, 2, 3), likelihood="gaussian")
+    module.log = lambda *args, **options: None  # type: ignore[method-assign]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no natural parameters to regress"):
+        module.training_step(generator().sleep(8, direct=True).x.float(), 0)
+
+
+@pytest.mark.parametrize("part", [1, 50, 10**6])
+def test_pairs_are_those_of_a_loop(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_alws.likelihoods.logistic.PART", part)
+    model = generator()
+    z, x = model.sample_prior(7), model.sleep(5, direct=True).x
+    weights = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    likelihood = model.likelihood(z)
+    expected = torch.stack([weights[:, b] @ likelihood.log_prob(x[b].expand(7, 1, 2, 3)) for b in range(5)])
+    found = likelihood.expectation(weights, x)
+    torch.testing.assert_close(found, expected)
+    inputs = [weights, *model.decoder.parameters(), *model.pixels.parameters()]
+    wanted = torch.autograd.grad(expected.square().sum(), inputs, retain_graph=True)
+    gradients = torch.autograd.grad(found.square().sum(), inputs)
+    torch.testing.assert_close(gradients, wanted)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

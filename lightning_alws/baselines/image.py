@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_alws.baselines.lower_bound import LowerBoundMethod
 from lightning_alws.errors import UserError
-from lightning_alws.models.image import ImageGenerator, Pixels
+from lightning_alws.models.image import DataLikelihood, ImageGenerator, Pixels
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.networks import ConvFeatures, DCGANDecoder, Decoder
 from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
@@ -42,7 +42,7 @@ class ImageMethod(LatentVariableModule):
         pixels: "auto" for the data's likelihood, or one that suits the same data.
         optimizer: Adam, Adamax (with ε = 1e-7), or plain stochastic gradient descent.
         image_shape: (C, H, W); comes from the data module.
-        likelihood: "bernoulli" or "gaussian"; comes from the data module.
+        likelihood: of the data, as ``ImageModel`` takes it; comes from the data module.
 
     Raises:
         UserError: the data module lacks one of the last two, or a number makes no sense.
@@ -61,7 +61,7 @@ class ImageMethod(LatentVariableModule):
         pixels: Pixels = "auto",
         optimizer: Literal["adam", "adamax", "sgd"] = "adam",
         image_shape: tuple[int, int, int] | None = None,
-        likelihood: Literal["bernoulli", "gaussian"] | None = None,
+        likelihood: DataLikelihood | None = None,
     ) -> None:
         if not learning_rate > 0:
             raise UserError(f"model.learning_rate is {learning_rate}; give a positive number, such as 0.001.")

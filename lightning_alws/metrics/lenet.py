@@ -12,7 +12,6 @@ import hashlib
 import logging
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_alws.errors import UserError
+from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.files import atomic_write, default_cache_dir
+from lightning_alws.metrics.extractors import Extractor, ExtractorData, FeatureExtractor, hash_numbers
 from lightning_alws.noise import seeded
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 128
 RECIPE = 1  # one more whenever the network or its training changes, so that no older file is taken for it
 LEARNING_RATE = 2e-3  # the peak of the one-cycle schedule
+MOST_IMAGES = 60_000  # of more, some chosen by a fixed seed are learnt from
+SMALL_DATA = 5_000  # below so many training images the network gets at most SMALL_WIDTH features
+SMALL_WIDTH = 64
 
 
 class LeNet(nn.Module):
@@ -61,29 +64,42 @@ class LeNet(nn.Module):
         return self.head(self.features(x))
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A trained LeNet, frozen and in evaluation mode.
+class LeNetFeatures(FeatureExtractor):
+    """The last hidden layer of a :class:`LeNet` trained on the labels of the data set, once, and kept in a cache.
 
-    Attributes:
-        module: the network.
-        name: e.g. ``lenet-BinarizedMNIST-84``.
-        hash: first 12 hexadecimal digits of the SHA-256 of its weights; two figures compare only if these agree.
-        accuracy: fraction of the validation images it classifies correctly.
-        width: number of features.
+    Args:
+        width: number of features; at most 64 for fewer than 5000 training images.
+
+    Raises:
+        UserError: the width is below 1.
     """
 
-    module: LeNet
-    name: str
-    hash: str
-    accuracy: float
-    width: int
+    def __init__(self, width: int = 84) -> None:
+        check_at_least("fid_kid.extractor", width=(width, 1))
+        self.width = width
 
-    @torch.no_grad()
-    def features(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """Images (N, C, H, W) of any floating type to features (N, width), float32, on the module's device."""
-        device = next(self.module.parameters()).device
-        return torch.cat([self.module.features(batch.float().to(device)) for batch in images.split(batch_size)])
+    def build(self, data: ExtractorData) -> Extractor:
+        """The trained network, from the cache if it is there; UserError for data without labels."""
+        if data.labels is None:
+            raise UserError(
+                f"fid_kid.extractor is LeNetFeatures, which learns from labels, but {data.name} has none; choose "
+                "RandomFeatures, PrincipalComponents or InceptionFeatures."
+            )
+        rows = data.some("train", MOST_IMAGES, "lenet")
+        width = min(self.width, SMALL_WIDTH) if len(rows) < SMALL_DATA else self.width
+        held_out = "val" if data.count("val") else "test"
+        held_rows = data.some(held_out, MOST_IMAGES, "lenet")
+        labels, held_labels = data.labels("train"), data.labels(held_out)
+        # Its seed is not the callback's: runs with different seeds must be measured by the same network.
+        return cached_lenet(
+            data.cache_dir,
+            data.name,
+            data.images("train", rows),
+            labels[rows.to(labels.device)],
+            data.images(held_out, held_rows),
+            held_labels[held_rows.to(held_labels.device)],
+            width,
+        )
 
 
 def default_epochs(count: int) -> int:
@@ -190,7 +206,7 @@ def cached_lenet(
             "weights": weights,
             "accuracy": accuracy,
             "fingerprint": fingerprint,
-            "sha256": _hash_weights(weights),
+            "sha256": hash_numbers(weights),
         }
         _store(path, stored)
     # A module built under inference mode would hold inference tensors, which no later autograd graph may touch.
@@ -205,7 +221,7 @@ def _load(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with torch.inference_mode(False):
             stored = torch.load(path, map_location="cpu", weights_only=True)
-        if _hash_weights(stored["weights"]) != stored["sha256"] or not isinstance(stored["accuracy"], float):
+        if hash_numbers(stored["weights"]) != stored["sha256"] or not isinstance(stored["accuracy"], float):
             raise ValueError("the checksum of the weights does not agree")
         found = stored["fingerprint"]
     except Exception as error:  # of any kind, from a damaged file
@@ -225,14 +241,6 @@ def _store(path: Path, content: dict[str, Any]) -> None:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         warnings.warn(f"the LeNet could not be stored in {path} ({error}); the next run trains it again.", stacklevel=3)
-
-
-def _hash_weights(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        value = weights[key].contiguous()
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode() + value.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _hash_images(images: Tensor, labels: Tensor) -> str:

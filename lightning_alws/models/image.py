@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError
 from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
-from lightning_alws.likelihoods import Bernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from lightning_alws.likelihoods import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, Likelihood
 from lightning_alws.networks import DCGANDecoder, Decoder
 from lightning_alws.priors import PriorBuilder, StandardNormal
 
@@ -31,23 +31,46 @@ class BernoulliPixels(nn.Module):
 class GaussianPixels(nn.Module):
     """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1]; σ² = floor² + s², s learnt (1 at first).
 
+    The mean of pixels without bounds, such as standardised patches, is the output itself (kevin-w-li/al-ws has no tanh
+    for those either).
+
     Where σ is small, the regression's signed weights make Σ_n W_n ‖x* − μ_n‖² negative for most images and the
     plug-in objective has no maximum in σ: it runs to 0. A floor restricts the model, not the estimator, whose
     gradient stays a consistent one of the likelihood.
     """
 
-    def __init__(self, noise_floor: float) -> None:
+    def __init__(self, noise_floor: float, bounded: bool = True) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.noise_floor = noise_floor
+        self.noise_floor, self.bounded = noise_floor, bounded
 
     @property
     def scale(self) -> Tensor:
         """σ, a scalar."""
         return (self.noise_floor**2 + (2 * self.log_scale).exp()).sqrt()
 
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x|z] (N, C, H, W)."""
+        return output.tanh() if self.bounded else output
+
     def forward(self, output: Tensor) -> Likelihood:
-        return Gaussian(output.tanh(), self.scale.log())
+        return Gaussian(self.mean(output), self.scale.log())
+
+
+class ChannelGaussianPixels(GaussianPixels):
+    """:class:`GaussianPixels` with a scale for each channel: x_c ~ N(mean_c, σ_c²), σ_c² = floor² + s_c²."""
+
+    def __init__(self, channels: int, noise_floor: float, bounded: bool = True) -> None:
+        super().__init__(noise_floor, bounded)
+        self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    @property
+    def scale(self) -> Tensor:
+        """σ_c, shape (C, 1, 1)."""
+        return super().scale
+
+    def forward(self, output: Tensor) -> Likelihood:
+        return DiagonalGaussian(self.mean(output), self.scale.log())
 
 
 class LogisticPixels(nn.Module):
@@ -70,8 +93,13 @@ class LogisticPixels(nn.Module):
         return DiscretisedLogistic(output, self.log_scale)
 
 
-Pixels = Literal["auto", "bernoulli", "gaussian", "logistic"]
-LIKELIHOODS = {"bernoulli": ("bernoulli",), "gaussian": ("gaussian", "logistic")}  # of data, and pixels that suit them
+Pixels = Literal["auto", "bernoulli", "gaussian", "gaussian_channels", "logistic"]
+DataLikelihood = Literal["bernoulli", "gaussian", "gaussian_unbounded"]
+LIKELIHOODS = {  # of data, and pixels that suit them; the first by default
+    "bernoulli": ("bernoulli",),
+    "gaussian": ("gaussian", "gaussian_channels", "logistic"),
+    "gaussian_unbounded": ("gaussian", "gaussian_channels"),
+}
 
 
 class ImageGenerator(LatentVariableModel):
@@ -81,13 +109,14 @@ class ImageGenerator(LatentVariableModel):
 
     Args:
         image_shape: (C, H, W), from the data module.
-        likelihood: of the pixels, from the data module.
+        likelihood: of the pixels, from the data module: "bernoulli" for {0, 1}, "gaussian" for [-1, 1],
+            "gaussian_unbounded" for numbers without bounds.
         latent_dim: dimension of z.
         decoder: builds the decoder from ``latent_dim`` and ``image_shape``.
         noise_floor: least σ of Gaussian pixels.
         prior: builds the prior over ``latent_dim`` numbers.
-        pixels: "auto" for the data's likelihood; "logistic" for grey images in 256 levels, with which there is no
-            plug-in estimate (amortised learning then regresses log p_θ(z, x) itself).
+        pixels: "auto" for the data's likelihood; "gaussian_channels" for a noise scale of each colour; "logistic" for
+            images in 256 levels, whose plug-in estimate takes every pair of sleep samples and images.
 
     Raises:
         UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
@@ -114,7 +143,7 @@ class ImageGenerator(LatentVariableModel):
             raise UserError(
                 f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}."
             )
-        kind = likelihood if pixels == "auto" else pixels
+        kind = LIKELIHOODS[likelihood][0] if pixels == "auto" else pixels
         if kind not in LIKELIHOODS[likelihood]:
             raise UserError(
                 f"model.pixels is '{pixels}', but the data's likelihood is '{likelihood}'; choose one of auto, "
@@ -137,11 +166,13 @@ class ImageGenerator(LatentVariableModel):
         self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
         self.pixels: nn.Module
+        bounded = likelihood == "gaussian"
         if kind == "bernoulli":
             self.pixels = BernoulliPixels()
+        elif kind == "gaussian_channels":
+            self.pixels = ChannelGaussianPixels(image_shape[0], noise_floor, bounded)
         else:
-            self.pixels = GaussianPixels(noise_floor) if kind == "gaussian" else LogisticPixels()
-        self.direct_only = kind == "logistic"
+            self.pixels = GaussianPixels(noise_floor, bounded) if kind == "gaussian" else LogisticPixels()
 
     def sample_prior(self, count: int) -> Tensor:
         return self.prior.sample(count)
@@ -153,6 +184,8 @@ class ImageGenerator(LatentVariableModel):
         return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
+        if isinstance(self.pixels, ChannelGaussianPixels):
+            return {f"noise_scale_{channel}": scale for channel, scale in enumerate(self.pixels.scale.flatten())}
         return {"noise_scale": self.pixels.scale} if isinstance(self.pixels, GaussianPixels | LogisticPixels) else {}
 
     def likelihood(self, z: Tensor) -> Likelihood:
@@ -174,7 +207,7 @@ class ImageModel(AmortisedLearning):
             mixture of Gaussians, flow.
         pixels: "auto" for the data's likelihood, or one that suits the same data.
         image_shape: (C, H, W); comes from the data module.
-        likelihood: "bernoulli" or "gaussian"; comes from the data module.
+        likelihood: as :class:`ImageGenerator` takes it; comes from the data module.
     """
 
     def __init__(
@@ -186,7 +219,7 @@ class ImageModel(AmortisedLearning):
         prior: PriorBuilder = StandardNormal,
         pixels: Pixels = "auto",
         image_shape: tuple[int, int, int] | None = None,
-        likelihood: Literal["bernoulli", "gaussian"] | None = None,
+        likelihood: DataLikelihood | None = None,
     ) -> None:
         generative = ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior, pixels)
         super().__init__(generative, learning)

@@ -13,8 +13,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from runs import Images, Numbers, image_model, trainer
 from torch import Tensor
 
-from callbacks.sample_grid import SampleGrid, picture, save_arrays, save_png, to_unit
+from callbacks.sample_grid import SampleGrid, picture, save_arrays, save_png
 from lightning_alws.errors import UserError
+from lightning_alws.metrics.pixels import to_unit
 
 ROWS = 2
 GAP = 16
@@ -202,7 +203,7 @@ def test_senseless_numbers_are_refused(rows: int) -> None:
 def test_grey_values() -> None:
     images = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0])
     assert to_unit(images, "gaussian").tolist() == [0, 0, 0.5, 0.75, 1, 1]
-    assert to_unit(torch.tensor([-9.0, -3.0, 0.0, 1.5, 3.0]), "gaussian", None).tolist() == [0, 0, 0.5, 0.75, 1]
+    assert to_unit(torch.tensor([-9.0, -3.0, 0.0, 1.5, 3.0]), "gaussian_unbounded").tolist() == [0, 0, 0.5, 0.75, 1]
     assert to_unit(images, "bernoulli").tolist() == [0, 0, 0, 0.5, 1, 1]
 
 

@@ -31,7 +31,12 @@ def photographs(count: int) -> dict[str, bytes]:
 def test_scikit_learns_photographs_are_the_default() -> None:
     data = ready()
     assert data.sizes == {"train": 300, "val": 60, "test": 80}
-    assert (data.image_shape, data.likelihood, data.pixel_range, data.num_classes) == ((1, 8, 8), "gaussian", None, 0)
+    assert (data.image_shape, data.likelihood, data.pixel_range, data.num_classes) == (
+        (1, 8, 8),
+        "gaussian_unbounded",
+        None,
+        0,
+    )
     assert data.photographs["train"] == data.photographs["val"] != data.photographs["test"]
     train = data.images("train")
     assert train.dtype == torch.float32
