@@ -156,6 +156,8 @@ class GenerativeModel(nn.Module, ABC):
     def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
         """log p_θ(z_n, ·) of sleep samples that were drawn before; what drawing in chunks needs.
 
+        Its expectation must be a sum over the samples.
+
         Args:
             z: latents, one tensor (N, ...) or several by name.
             x: observations (N, *event).

@@ -44,8 +44,6 @@ class Learning:
         sleep_samples: N, sleep samples the regression is fitted on in each step.
         held_out: N_v, further sleep samples, for the kernel's objective and the sleep-centred gradient; drawn in the
             same pass, and only where one of the two needs them.
-        chunk: sleep samples that pass through the generator at a time, which bounds memory; None for all N at once. The
-            gradient is the same, but takes two to three times as many passes through the generator.
         regression: builds the ridge regression from the shape of one observation.
         kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
         centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
@@ -61,11 +59,12 @@ class Learning:
         averaging: decay of the averaged weights used for evaluation; 0 for none.
         max_skipped: consecutive steps that may be skipped, because the regression failed or the gradient is not finite,
             before the run stops; with 0 it stops at the first.
+        chunk: sleep samples that pass through the generator at a time, which bounds memory; None for all N at once. The
+            gradient is the same, but takes two to three times as many passes through the generator.
     """
 
     sleep_samples: int = 2000
     held_out: int = 200
-    chunk: int | None = None
     regression: Callable[[tuple[int, ...]], KernelRidge] = KernelRidge
     kernel_objective: KernelObjective | None = None
     centred: bool = False
@@ -76,6 +75,7 @@ class Learning:
     penalties: list[Penalty] = field(default_factory=list)
     averaging: float = 0.0
     max_skipped: int = 20
+    chunk: int | None = None
 
     @property
     def held_out_drawn(self) -> int:

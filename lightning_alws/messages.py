@@ -49,12 +49,12 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
         return None
     advice = ""
     if isinstance(cause, OSError):
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = (
-            "; free some space, and go on with --ckpt_path last if the run has a checkpoint"
-            if full
-            else f"; see that {output_option} names a folder that can be written to"
-        )
+        advice = f"; see that {output_option} names a folder that can be written to"
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            going_on = ", and go on with --ckpt_path last if the run has a checkpoint"
+            advice = "; free some space" + (
+                going_on if output_option == "--runs" else f", or give another {output_option}"
+            )
     return f"{condense(str(cause))}{advice}", 2
 
 

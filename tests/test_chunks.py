@@ -61,7 +61,7 @@ MODELS = {
     "linear": LinearGaussian,
     "learnt prior": LearntPrior,
     "latents by name": TwoLatents,
-    "residual": lambda: IndependentComponents((3,), 2, weight_std=0.5, residual=True).double(),
+    "Laplace": lambda: IndependentComponents((3,), 2, weight_std=0.5, residual=False).double(),
 }
 
 
@@ -158,3 +158,5 @@ def test_mistakes_are_named() -> None:
         AmortisedLearning(LinearGaussian(), Learning(chunk=0))
     with pytest.raises(UserError, match=r"model\.learning\.chunk is given, but Windows cannot compute"):
         AmortisedLearning(Windows(NeuralDynamics((5, 2)), 1, 1), Learning(chunk=10))
+    with pytest.raises(UserError, match="no sum over the sleep samples; set"):
+        AmortisedLearning(IndependentComponents((3,), 2, residual=True), Learning(chunk=10))

@@ -141,7 +141,7 @@ def test_full_disk_keeps_what_was_there(run: Path, tmp_path: Path, capsys, monke
     out.write_bytes(b"before")
     monkeypatch.setattr("os.fsync", full)
     assert exported(run, "--out", str(out)) == 2
-    assert "No space left on device; see that --out names" in capsys.readouterr().err
+    assert "No space left on device; free some space, or give another --out" in capsys.readouterr().err
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.generative import Joint, LatentVariableModel, PlugIn
+from lightning_alws.generative import Joint, Latents, LatentVariableModel, PlugIn
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import LOG_2_PI, Gaussian, Likelihood, TensorMap
 from lightning_alws.priors import LaplacePrior
@@ -106,6 +106,14 @@ class IndependentComponents(LatentVariableModel):
             return joint
         reference = LinearReference(self.weight, self.log_scale, *self.linear_posterior())
         return ResidualPlugIn(x, likelihood, joint.log_prior, reference)
+
+    def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
+        if self.residual and not direct:
+            raise UserError(
+                "model.learning.chunk is given, but with model.residual a prediction is no sum over the sleep samples; "
+                "set model.residual to false, or leave the chunk out."
+            )
+        return super().joint(z, x, direct)
 
     def watched(self) -> dict[str, Tensor]:
         return {"noise_scale": self.scale}
