@@ -35,14 +35,14 @@ import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels
 import lightning_alws.standard_kernel
 import lightning_alws.trace_features  # noqa: F401
-from lightning_alws.checkpoints import AtomicCheckpointIO
+from lightning_alws.checkpoints import FROM_DATA, AtomicCheckpointIO
 from lightning_alws.comparison.command import compare
 from lightning_alws.errors import UserError, condense
 from lightning_alws.export import export
 from lightning_alws.files import atomic_write
 from lightning_alws.messages import ending, quieten
 from lightning_alws.module import LatentVariableModule
-from lightning_alws.run_folder import FROM_DATA, check_checkpoint, check_settings, checkpoint_to_load, default_name
+from lightning_alws.run_folder import check_checkpoint, check_settings, checkpoint_to_load, default_name
 
 CONFIGS = Path(__file__).parent / "configs"
 COMPARISONS = "comparisons"  # the folder of plans among them

@@ -19,6 +19,8 @@ from lightning_alws.files import atomic_write, write_json
 CHECKSUMS = "checksums.json"
 MOST_CHECKSUMS = 20  # of each name: so many kills in a row would have to fall between two system calls
 PREVIOUS = {"last.ckpt": "previous.ckpt"}  # what a file becomes when the next of its name is written
+# What a model takes from the data module.
+FROM_DATA = ("image_shape", "likelihood", "event_shape", "input_current", "time_step")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -179,7 +181,9 @@ def compare_with_checkpoint(path: Path, model: dict[str, Any], resuming: bool) -
             "use the config the run was made with (config.yaml in its folder)."
         )
     settings, old = flatten(model["init_args"]), flatten(stored)
-    gone = [name for name in old if name not in settings and not name.startswith("_") and "." not in name]
+    # Lightning stores what the data module would have given, taken or not.
+    known = {*settings, *FROM_DATA}
+    gone = [name for name in old if name not in known and not name.startswith("_") and "." not in name]
     if gone and settings:
         written = f", written by alws {checkpoint['alws_version']}," if "alws_version" in checkpoint else ""
         sentence = (

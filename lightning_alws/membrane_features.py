@@ -40,11 +40,6 @@ class MembraneFeatures(ModelFeatures):
         if not 0 <= gain <= 1:
             raise UserError(f"MembraneFeatures has gain={gain}; give a share between 0 and 1, such as 0.05.")
         self.trace = TraceFeatures(event_shape)
-        if event_shape[0] < 2 * max(WIDTHS):
-            raise UserError(
-                f"the data have observations of shape {tuple(event_shape)}, but MembraneFeatures takes T ≥ "
-                f"{2 * max(WIDTHS)} time steps; take TraceFeatures, or give a longer trace."
-            )
         self.gain = gain
 
     def attach(self, model: nn.Module) -> None:
@@ -72,9 +67,10 @@ class MembraneFeatures(ModelFeatures):
 
     @staticmethod
     def whiteness(surprises: Tensor) -> Tensor:
-        """Of innovations (N, T): log mean square, correlations, and mean logs of squared means, (N, 1 + 6 + 7)."""
+        """Of innovations (N, T): log mean square, correlations, mean logs of squared means; (N, 14), less if short."""
         square = surprises.square().mean(1)
         numbers = [square.log()]
         numbers += [(surprises[:, lag:] * surprises[:, :-lag]).mean(1) / square for lag in LAGS]
-        numbers += [(width * means(surprises, width).square() + SMALL).log().mean(1) for width in WIDTHS]
+        widths = [width for width in WIDTHS if 2 * width <= surprises.shape[1]]
+        numbers += [(width * means(surprises, width).square() + SMALL).log().mean(1) for width in widths]
         return torch.stack(numbers, dim=1)

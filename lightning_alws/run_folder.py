@@ -8,12 +8,10 @@ from typing import Any
 
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
-from lightning_alws.checkpoints import compare_with_checkpoint, last_whole
+from lightning_alws.checkpoints import FROM_DATA, compare_with_checkpoint, last_whole
 from lightning_alws.errors import UserError
 
 BEGIN_ANEW = "if no process is at work on it, begin it again with --begin_anew true"
-# What a model takes from the data module.
-FROM_DATA = ("image_shape", "likelihood", "event_shape", "input_current", "time_step")
 
 
 def default_name(config: Any) -> str:
