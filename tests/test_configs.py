@@ -46,6 +46,8 @@ def less(text: str, data: str | None) -> list[str]:
         options += ["--model.decoder.ngf", "4"]
     if "pixels: logistic" in text and data == "Digits":
         options += ["--data.binarize", "false"]
+    if data == "Digits" and "validation_size" in text:
+        options += ["--data.validation_size", "150"]  # of 1 500
     if data == "MNIST" or (data is None and "MNIST" in text.split("\ndata:")[1]):
         options += ["--data.validation_size", "20"]  # of the 40 images of the tests' files
     return options
