@@ -169,9 +169,8 @@ class AmortisedLearning(LatentVariableModule):
         if self._unchecked:
             check_data(self.generative, self.observe(batch), self.direct)
             self._unchecked = False
-        super().on_train_batch_start(
-            batch, batch_idx
-        )  # last: the check may have drawn, in a session's first batch alone
+        # Last: the check draws, but before the first batch alone.
+        super().on_train_batch_start(batch, batch_idx)
 
     def observe(self, batch: Any) -> Tensor:
         """The observations x* (B, *event) of a batch; a model given a context (inputs, a mask) takes it in here."""

@@ -1,9 +1,8 @@
 """What a Hodgkin-Huxley membrane did not foresee of a voltage trace it follows, beside what the trace itself shows.
 
 The noise of the voltage hides in a trace behind that of the observation, ten times larger, and behind the response to
-the current, which is known: the trace's own roughness leaves its logarithm a standard error of 0.3. The innovations of
-the membrane as it stands, of which the response is taken away, leave 0.2, near the best an estimate of one trace can
-do, the Cramér-Rao bound of 0.18 (1 000 steps of :class:`~datamodules.voltage_trace.VoltageTrace`).
+the current, which is known. From the innovations of the membrane as it stands the response is taken away, and what they
+have in common over time is the voltage's noise.
 """
 
 from __future__ import annotations
