@@ -76,7 +76,7 @@ class SaveConfig(SaveConfigCallback):
             config = self.config.clone()
             config.ckpt_path, config.begin_anew = None, False
             with atomic_write(Path(trainer.default_root_dir) / self.config_filename, "w") as file:
-                file.write(self.parser.dump(config, skip_none=False, skip_validation=True))  # parsing has validated it
+                file.write(self.parser.dump(config, skip_unset=False, skip_validation=True))  # parsing has validated it
 
 
 class AlwsCLI(LightningCLI):
@@ -95,7 +95,7 @@ class AlwsCLI(LightningCLI):
     def _dump_config(self) -> None:
         """As Lightning's, but without another validation of what parsing has just validated."""
         if not hasattr(self, "config_dump"):
-            settings = {"skip_link_targets": False, "skip_none": False, "skip_validation": True}
+            settings = {"skip_link_targets": False, "skip_unset": False, "skip_validation": True}
             self.config_dump = yaml.safe_load(self.parser.dump(self.config, **settings))[self.config.subcommand]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

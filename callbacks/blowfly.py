@@ -150,8 +150,9 @@ class PopulationFigure(ExperimentFigure):
         labels = {"": "learnt p(τ)", "_amortised": "given x, amortised", "_exact": "given x, exact"}
         for place, (name, label) in enumerate(labels.items()):
             if name in self.lags:
-                values = self.lags[name].cpu()
-                axis.bar(torch.arange(1, len(values) + 1) + 0.28 * (place - 1), values, width=0.28, label=label)
+                values = self.lags[name].tolist()
+                places = [lag + 0.28 * (place - 1) for lag in range(1, len(values) + 1)]
+                axis.bar(places, values, width=0.28, label=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="lag τ, sampling intervals", title="lag", ylim=(0, 1))
         axis.legend(fontsize="small")

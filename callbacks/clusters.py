@@ -114,7 +114,7 @@ class Clusters(ExperimentFigure):
         for axes in (left, middle):
             axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         order = weights.argsort(descending=True)
-        right.bar(range(len(order)), weights[order], color=[colours[int(k)] for k in order])
+        right.bar(range(len(order)), weights[order].tolist(), color=[colours[int(k)] for k in order])
         right.axhline(self.survival, color="black", linewidth=0.8, linestyle=":")
         right.set(xlabel="component, by weight", title=f"weights; {int((weights > self.survival).sum())} survive")
         right.set_xticks(range(len(order)), [str(int(k)) for k in order])

@@ -135,7 +135,8 @@ def purity(assigned: Tensor, labels: Tensor) -> float:
 
 def extent(prior: GaussianMixturePrior, survival: float) -> tuple[Tensor, Tensor]:
     """Lower and upper corner, (2,) each, of a box around the first two dimensions of all surviving components."""
-    alive = prior.probabilities >= min(survival, float(prior.probabilities.max()))
+    weights = prior.probabilities.detach()
+    alive = weights >= min(survival, float(weights.max()))
     means = prior.means[alive, :2]
     spread = MARGIN * prior.covariances.diagonal(dim1=1, dim2=2)[alive, :2].sqrt()
     return (means - spread).amin(0), (means + spread).amax(0)

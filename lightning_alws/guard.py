@@ -54,10 +54,8 @@ class GuardedModule(pl.LightningModule):
         self.skipped_total += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.max_skipped:
-            raise UserError(
-                f"{self.skipped_in_a_row} steps in a row were skipped (step {self.global_step} because {reason}); "
-                f"{self.advice}."
-            )
+            many = "1 step was" if self.skipped_in_a_row == 1 else f"{self.skipped_in_a_row} steps in a row were"
+            raise UserError(f"{many} skipped (step {self.global_step} because {reason}); {self.advice}.")
         pl.utilities.rank_zero_warn(f"step {self.global_step} skipped: {reason}.")
 
     def on_before_backward(self, loss: Tensor) -> None:

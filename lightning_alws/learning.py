@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -151,7 +152,10 @@ class AmortisedLearning(LatentVariableModule):
         if learning.kernel_objective is None:
             freeze(self.regression)
         if type(self) is AmortisedLearning:  # a subclass saves its own
-            self.save_hyperparameters()
+            with warnings.catch_warnings():
+                # Lightning's advice to ignore a module made in Python; no checkpoint of ours keeps such settings.
+                warnings.filterwarnings("ignore", message="Attribute 'generative' is an instance of `nn.Module`")
+                self.save_hyperparameters()
         self.max_skipped = learning.max_skipped
         self._unchecked = True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, tests/idx_files.py
 
 from idx_files import write_idx_root
+
+# Test processes beside each other (pytest -n) have together no more threads than one alone would have.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made is there to the end: no collection of garbage need visit it, here or in a fork."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter clear away at its end what it would otherwise call leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

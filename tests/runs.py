@@ -145,3 +145,19 @@ class SendSignal(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.number)
+
+
+class SpoilBatches(pl.Callback):
+    """Fills batches with NaN, from one on; on that rank only.
+
+    Args:
+        first: number of the first, counted from 0.
+        rank: of the process.
+    """
+
+    def __init__(self, first: int, rank: int = 0) -> None:
+        self.first, self.rank = first, rank
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Tensor, batch_idx: int) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx >= self.first and trainer.global_rank == self.rank:
+            batch.fill_(float("nan"))

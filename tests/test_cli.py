@@ -379,6 +379,7 @@ def test_a_precision_without_a_factorisation_is_refused(tmp_path: Path, capsys) 
     )
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the event writer's own thread
 @pytest.mark.parametrize("what", ["results", "events"])
 def test_a_disk_that_fills_up_later_leaves_the_checkpoint(tmp_path: Path, capsys, monkeypatch, what: str) -> None:
     """While the record is written at the end of the training, or an event file of TensorBoard's in a later step."""

@@ -74,6 +74,7 @@ def test_poor_data(tmp_path: Path, method: str, kind: str, likelihood: str) -> N
     moved_and_finite(tmp_path, module, data(kind, likelihood))
 
 
+@pytest.mark.filterwarnings("ignore:the Gram matrix of 20 sleep samples is singular")
 @pytest.mark.parametrize("method", ["AL-F", "AL-C"])
 @pytest.mark.parametrize("ridge", [1e-30, 1e-9, 1e9])
 @pytest.mark.parametrize("bandwidth", [1e-6, 4.0, 1e6])

@@ -269,6 +269,7 @@ def test_learning_rate_falls_geometrically_to_its_final_value_and_the_kernels_do
     assert fit_rates(tmp_path, 3, **settings)[0] == [[0.1, 0.02]] * 3
 
 
+@pytest.mark.filterwarnings("ignore:model.learning.final_learning_rate is now reached")
 def test_a_resumed_run_goes_on_with_the_falling_rate(tmp_path) -> None:
     """The rate follows from the step and the last step, so that a run may also be prolonged."""
     settings = {"learning_rate": 0.1, "final_learning_rate": 0.001}

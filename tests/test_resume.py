@@ -103,19 +103,46 @@ def figures(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())["metrics"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
-def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path, monkeypatch, name: str, processes: int) -> None:
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, int], Path]:
+    """The folder of a run that nobody cut, of a method, so many images and processes; made when first asked for."""
+    made: dict[tuple[str, int, int], Path] = {}
+
+    def run(name: str, rows: int, processes: int) -> Path:
+        asked = (name, rows, processes)
+        if asked not in made:
+            folder = tmp_path_factory.mktemp("uncut")
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                session(folder, name, monkeypatch, rows, processes)
+            made[asked] = folder
+        return made[asked]
+
+    return run
+
+
+TWICE = ("AL-A", "WGAN-GP")  # with two processes, the two with the most to restore; the others are marked slow
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [
+        pytest.param(name, processes, marks=() if processes == 1 or name in TWICE else pytest.mark.slow)
+        for name in MODELS
+        for processes in (1, 2)
+    ],
+)
+def test_resumed_in_the_middle_of_an_epoch(
+    uncut: Callable[[str, int, int], Path], tmp_path: Path, monkeypatch, name: str, processes: int
+) -> None:
     """Weights, averaged ones, kernel, optimisers and figures; 24 images are five batches, or three of each process."""
-    session(tmp_path / "uncut", name, monkeypatch, processes=processes)
-    cut = tmp_path / "cut"
+    whole, cut = uncut(name, 24, processes), tmp_path / "cut"
     session(cut, name, monkeypatch, processes=processes, steps=4)
     session(cut, name, monkeypatch, processes=processes, checkpoint=cut / "checkpoints" / "last.ckpt")
-    one, two = state(tmp_path / "uncut"), state(cut)
+    one, two = state(whole), state(cut)
     assert any(key.startswith("averaged.") for key in one["state_dict"])
     assert same(one, two)
     assert {"val/log_likelihood"} < set(figures(cut))
-    assert figures(tmp_path / "uncut") == figures(cut)
+    assert figures(whole) == figures(cut)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +150,15 @@ def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path, monkeypatch, name: st
     [
         ("WGAN-GP", 24, 4),  # within an epoch of three batches
         ("WGAN-GP", 24, 6),  # at its end, where a validation is due
-        ("AL-A", 10, 4),  # epochs of one batch, shorter than the interval between validations
-        ("AL-A", 14, 5),  # of two, the second of which is smaller
+        pytest.param("AL-A", 10, 4, marks=pytest.mark.slow),  # epochs of one batch, shorter than between validations
+        pytest.param("AL-A", 14, 5, marks=pytest.mark.slow),  # of two, the second of which is smaller
     ],
 )
-def test_a_signal_to_one_of_two_processes(tmp_path: Path, monkeypatch, name: str, rows: int, step: int) -> None:
+def test_a_signal_to_one_of_two_processes(
+    uncut: Callable[[str, int, int], Path], tmp_path: Path, monkeypatch, name: str, rows: int, step: int
+) -> None:
     """Both end after the same batch, saved; resumed, the run is the one that nobody stopped."""
-    session(tmp_path / "uncut", name, monkeypatch, rows, 2)
+    whole = uncut(name, rows, 2)
     cut, sender = tmp_path / "cut", SendSignal(signal.SIGTERM, step, rank=1)
     with pytest.raises(Exception, match=f"stopped by SIGTERM after step {step}"):
         session(cut, name, monkeypatch, rows, 2, sender=sender)
@@ -137,8 +166,8 @@ def test_a_signal_to_one_of_two_processes(tmp_path: Path, monkeypatch, name: str
     stopped = json.loads((cut / "results.json").read_text())
     assert (stopped["status"], stopped["error"][:32]) == ("interrupted", "Interrupted: stopped by SIGTERM ")
     session(cut, name, monkeypatch, rows, 2, checkpoint=cut / "checkpoints" / "last.ckpt")
-    assert same(state(tmp_path / "uncut"), state(cut))
-    assert figures(tmp_path / "uncut") == figures(cut)
+    assert same(state(whole), state(cut))
+    assert figures(whole) == figures(cut)
 
 
 def test_a_users_draws_are_others_in_each_batch(tmp_path: Path, monkeypatch) -> None:

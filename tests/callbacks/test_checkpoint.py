@@ -106,6 +106,7 @@ def test_without_a_figure_both_are_the_latest(tmp_path: Path) -> None:
     assert load(tmp_path, "best")["global_step"] == load(tmp_path, "last")["global_step"] == 6
 
 
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 def test_without_validation_the_end_is_saved(tmp_path: Path) -> None:
     run = trainer(tmp_path, [RunCheckpoint("val/figure")], max_steps=3, limit_val_batches=0)
     run.fit(image_model(), datamodule=Images())

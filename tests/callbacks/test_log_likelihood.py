@@ -233,6 +233,7 @@ def test_the_averaged_model_is_measured(tmp_path: Path) -> None:
     assert figures[0] == figures[1]
 
 
+@pytest.mark.filterwarnings("ignore:test/log_likelihood")
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 16), (1, 28, 28), (3, 20, 24)], ids=str)
 def test_encoder_for_images_of_every_size(tmp_path: Path, likelihood: str, shape: tuple[int, int, int]) -> None:

@@ -17,6 +17,12 @@ VAE = {"model.class_path": "lightning_alws.baselines.VAE"}
 FILES = ["comparison.csv", "comparison.md", "comparison.png", "samples.png"]
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same terminal for everyone: tables that are wider than it are printed in two parts."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     folder = tmp_path / "runs"

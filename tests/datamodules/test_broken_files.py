@@ -125,7 +125,7 @@ def packed() -> bytes:
     [
         ("a.npy", b""),
         ("a.npy", b"\x93NUMPY"),
-        ("a.npy", gzip.compress(b"numbers")),
+        ("a.npy", gzip.compress(b"numbers", mtime=0)),
         ("cut.npy", None),
         ("zip.npy", None),
         ("objects.npy", None),

@@ -105,6 +105,8 @@ def test_a_broken_partition_is_named(tmp_path: Path, content: str, said: str) ->
         ready(root)
 
 
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.filterwarnings("ignore:1 of the 12 images in")
 def test_images_that_are_broken_small_missing_or_in_no_partition_are_left_out(tmp_path: Path) -> None:
     root = write(tmp_path / "root")
     folder = root / "img_align_celeba"

@@ -18,6 +18,8 @@ from datamodules import pixel_cache
 from datamodules.image_files import decode, open_images
 from datamodules.pixel_cache import Decoded, PixelCache
 
+pytestmark = pytest.mark.filterwarnings("ignore:skipped 2 of the 30 images")
+
 COUNT = 30
 BROKEN = (4, 17)
 

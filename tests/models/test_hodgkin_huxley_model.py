@@ -114,6 +114,7 @@ def test_a_path_that_runs_away_is_drawn_anew_and_counted() -> None:
     assert torch.isfinite(model.log_prior(z)).all()
 
 
+@pytest.mark.filterwarnings("ignore:some simulated voltages ran away")
 def test_a_model_that_always_runs_away_skips_the_step_and_says_why() -> None:
     learner = module(sleep_samples=30, held_out=10)
     with torch.no_grad():
