@@ -8,6 +8,11 @@ N sleep samples are N/T paths. Pooled over time, windows of sleep and of data ha
 right, and the mean of E[∇_θ term | window] over them is E[∇_θ term] = 0 whatever the window: a window that is too short
 costs efficiency, as a composite likelihood does (Varin, Reid, Firth, "An overview of composite likelihood methods",
 Statistica Sinica 21, 2011), but moves no fixed point. The method is ours, not among the published.
+
+The same holds of whatever else a step is regressed on. Observations further away may weigh less: the fewer dimensions
+count, the finer is the regression. And log p_θ(z_t|z_{t−1}) hangs on a small difference of two states, which a kernel
+on observations hardly resolves; the innovations of a smoother that runs on the model as it stands lay it open. They use
+θ, but nothing is differentiated through what is regressed on.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from torch import Tensor
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import Direct, GenerativeModel, PlugIn, Sleep
 from lightning_alws.likelihoods import TensorMap
+from lightning_alws.smoother import innovations
 from lightning_alws.state_space import StateSpaceModel
 
 
@@ -29,7 +35,7 @@ class CentralPlugIn(PlugIn):
     """log p_θ(z_n, ·) of the observation at one place in a window; the rest of the window is only regressed on.
 
     Attributes:
-        x: windows (N, W, D_x).
+        x: windows (N, W, D_x), of whatever lies beside the place.
         likelihood: p_θ(x_t|z_t) with events (1, D_x).
         log_prior: log p_θ(z_t|z_{t−1}), shape (N,).
         place: of x_t in the window.
@@ -63,14 +69,23 @@ class Windows(GenerativeModel):
         model: the state space model.
         past: steps before the one in question that the window holds.
         future: steps after it.
+        decay: by which an observation is multiplied for each step that it is away.
+        innovations: by what innovations of an extended Kalman smoother (:mod:`lightning_alws.smoother`) are multiplied
+            that the window then holds as well; with 0 it does not.
 
     Raises:
-        UserError: a number is negative, or reaches beyond both ends of every series.
+        UserError: a number makes no sense, or the window reaches beyond both ends of every series.
     """
 
-    def __init__(self, model: StateSpaceModel, past: int, future: int) -> None:
+    def __init__(
+        self, model: StateSpaceModel, past: int, future: int, decay: float = 1.0, innovations: float = 0.0
+    ) -> None:
         super().__init__()
         check_at_least("window", past=(past, 0), future=(future, 0))
+        if not 0 < decay <= 1:
+            raise UserError(f"model.window_decay is {decay}; give a number above 0 and at most 1, such as 0.5.")
+        if not innovations >= 0:
+            raise UserError(f"model.innovations is {innovations}; give 0 for none, or a weight such as 0.5.")
         for name, reach in (("past", past), ("future", future)):
             if reach >= model.steps:
                 raise UserError(
@@ -78,6 +93,7 @@ class Windows(GenerativeModel):
                     f"{model.steps - 1}."
                 )
         self.model, self.past, self.future = model, past, future
+        self.decay, self.innovations = decay, innovations
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
         """Time steps of as many whole paths as are needed: states (count, D_z), windows (count, W, D_x)."""
@@ -91,9 +107,18 @@ class Windows(GenerativeModel):
         return Sleep(states[:count, 0], joint.x, Direct(joint.log_joint) if direct else joint)
 
     def cut(self, x: Tensor) -> Tensor:
-        """The windows of series x (N, T, D), step by step, (N·T, past + 1 + future, D); 0 beyond either end."""
+        """The windows of series x (N, T, D), step by step, (N·T, past + 1 + future, D); 0 beyond either end.
+
+        Innovations are further rows, as many as D numbers each take, filled up with 0.
+        """
+        away = torch.arange(-self.past, self.future + 1, device=x.device).abs()
         padded = torch.nn.functional.pad(x, (0, 0, self.past, self.future))
-        return padded.unfold(1, self.past + 1 + self.future, 1).transpose(2, 3).flatten(0, 1)
+        windows = padded.unfold(1, len(away), 1).transpose(2, 3).flatten(0, 1) * (self.decay**away)[:, None]
+        if not self.innovations:
+            return windows
+        surprise = self.innovations * innovations(self.model, x).flatten(0, 1)
+        rows = torch.nn.functional.pad(surprise, (0, -surprise.shape[1] % x.shape[2]))
+        return torch.cat([windows, rows.view(len(windows), -1, x.shape[2])], dim=1)
 
     def watched(self) -> dict[str, Tensor]:
         """What the state space model has."""

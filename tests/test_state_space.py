@@ -16,6 +16,7 @@ from lightning_alws.generative import Direct
 from lightning_alws.kernels import PolynomialKernel
 from lightning_alws.models.linear_dynamics import LinearDynamics
 from lightning_alws.models.neural_dynamics import NeuralDynamics
+from lightning_alws.smoother import innovations
 from lightning_alws.state_space import StateSpaceModel
 from lightning_alws.windows import Windows
 
@@ -125,6 +126,27 @@ def test_windows_hold_the_neighbours_and_the_terms_of_the_paths(model: StateSpac
     torch.testing.assert_close(part.joint.expectation(torch.eye(4).double(), part.x), part.joint.log_joint)
 
 
+def test_what_else_a_step_is_regressed_on_leaves_its_term_alone(model: StateSpaceModel) -> None:
+    plain, rich = Windows(model, 1, 2), Windows(model, 1, 2, decay=0.5, innovations=0.3)
+    x = torch.randn(2, 5, 3).double()
+    cut = rich.cut(x)
+    assert cut.shape == (10, 5, 3)
+    torch.testing.assert_close(cut[:, :4], plain.cut(x) * torch.tensor([0.5, 1, 0.5, 0.25])[:, None])
+    torch.testing.assert_close(cut[:, 4, :2], 0.3 * innovations(model, x).flatten(0, 1))
+    assert not cut[:, 4, 2].any()
+    assert not cut.requires_grad
+
+    check_model(rich, direct=False)
+    torch.manual_seed(0)
+    sleep = rich.sleep(10)
+    torch.manual_seed(0)
+    of_plain = plain.sleep(10)
+    assert torch.equal(sleep.z, of_plain.z)
+    torch.testing.assert_close(sleep.joint.log_joint, of_plain.joint.log_joint)
+    weights = torch.randn(10, 10).double()
+    torch.testing.assert_close(sleep.joint.expectation(weights, cut), of_plain.joint.expectation(weights, plain.cut(x)))
+
+
 REPEATS = [(2, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1,))]
 
 
@@ -164,6 +186,10 @@ def test_data_that_are_no_series_are_named(shape: tuple[int, ...] | None, messag
 
 
 def test_a_window_that_makes_no_sense_is_named() -> None:
+    with pytest.raises(UserError, match=r"model\.window_decay is 0; give a number above 0"):
+        Windows(LinearDynamics((4, 2)), 1, 1, decay=0)
+    with pytest.raises(UserError, match=r"model\.innovations is -1; give 0"):
+        Windows(LinearDynamics((4, 2)), 1, 1, innovations=-1)
     with pytest.raises(UserError, match=r"window\.past is -1"):
         Windows(LinearDynamics((4, 2)), -1, 2)
     with pytest.raises(UserError, match=r"window\.future is 4, but series have 4 points in time; give at most 3"):

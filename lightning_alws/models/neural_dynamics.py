@@ -77,6 +77,8 @@ class NeuralDynamicsModel(AmortisedLearning):
         learning: how it is trained.
         window: past and future steps to regress each time step's term on (:mod:`lightning_alws.windows`), where
             ``learning.sleep_samples`` counts time steps; null, as published, for the whole series at once.
+        window_decay: by which a window's observation is multiplied for each step that it is away.
+        innovations: weight of a smoother's innovations among what is regressed on; 0 for none.
         process_scale: of the latents' noise at first.
         observation_scale: of the observations' noise at first.
         event_shape: (T, D_x); comes from the data module.
@@ -88,12 +90,21 @@ class NeuralDynamicsModel(AmortisedLearning):
         hidden: int = 20,
         learning: Learning = Learning(),  # noqa: B008 (frozen)
         window: tuple[int, int] | None = None,
+        window_decay: float = 1.0,
+        innovations: float = 0.0,
         process_scale: float = 0.3,
         observation_scale: float = 1.0,
         event_shape: tuple[int, ...] | None = None,
     ) -> None:
         model = NeuralDynamics(event_shape, latent_dim, hidden, process_scale, observation_scale)
-        super().__init__(model if window is None else Windows(model, *window), learning)
+        if window is None and (window_decay != 1 or innovations):
+            raise UserError(
+                f"model.window_decay is {window_decay} and model.innovations {innovations}, but both are of windows, "
+                "and model.window is null; give a window, such as [3, 2]."
+            )
+        super().__init__(
+            model if window is None else Windows(model, window[0], window[1], window_decay, innovations), learning
+        )
         self.save_hyperparameters()
 
     def penalty(self, penalties: list[Penalty]) -> Tensor | float:
@@ -116,5 +127,6 @@ class NeuralDynamicsModel(AmortisedLearning):
 
     def posterior_mean(self, x: Tensor) -> Tensor:
         """E[z_t|x], or given the window around t, for series x (B, T, D_x), shape (B, T, D_z)."""
-        posterior = self.amortised_posterior(self.observe(x))
+        model = self.evaluation_model  # whose sleep samples x is compared with
+        posterior = self.amortised_posterior(model.cut(x) if isinstance(model, Windows) else x)
         return posterior.expectation(cast(Tensor, posterior.sleep.z)).view(*x.shape[:2], -1)
