@@ -54,6 +54,7 @@ SECTIONS = {
     "diagnostics": callbacks.RegressionDiagnostics,
     "traces": callbacks.ParameterTraces,
     "throughput": callbacks.Throughput,
+    "compile": callbacks.Compile,
     "predictions": callbacks.Predictions,
     "results": callbacks.ResultsFile,
 }

@@ -3,6 +3,7 @@
 from callbacks.blowfly import PopulationFigure
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.clusters import Clusters
+from callbacks.compile import Compile
 from callbacks.component_map import ComponentMap
 from callbacks.denoising import Denoising
 from callbacks.factor_covariances import FactorCovariances
@@ -30,6 +31,7 @@ from callbacks.voltage_figure import VoltageFigure
 __all__ = [
     "FIDKID",
     "Clusters",
+    "Compile",
     "ComponentMap",
     "Denoising",
     "ExperimentFigure",

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.kernels import GaussianKernel, Kernel, RadialKernel, full_precision
+from lightning_alws.kernels import GaussianKernel, Kernel, RadialKernel
 from lightning_alws.noise import generator, global_seed
+from lightning_alws.precision import full_precision
 from lightning_alws.regression import Factor, FittedRidge, KernelRidge, name_non_finite, safe_cholesky, solve
 
 FeatureMap = Callable[[Tensor], Tensor]
@@ -206,7 +207,9 @@ class NystromRidge(FeatureRidge):
     def feature_map(self, features: Tensor) -> FeatureMap:
         centres = features[: self.centres]
         gram = self.kernel.gram(centres)
-        jitter = CENTRE_JITTER if gram.dtype == torch.float32 else CENTRE_JITTER**2
+        # At least what rounding does to the largest eigenvalue, up to m: wide kernels cannot be factorised with less.
+        least = CENTRE_JITTER if gram.dtype == torch.float32 else CENTRE_JITTER**2
+        jitter = max(least, len(gram) * torch.finfo(gram.dtype).eps)
         lower, info = torch.linalg.cholesky_ex(gram + jitter * torch.diag(gram.diagonal()))
         # A failure leaves NaN in place of a wrong factor: the products are then not finite, and the step is skipped.
         lower = torch.where(info == 0, lower, torch.nan)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
 from lightning_alws.likelihoods import Likelihood, TensorMap
+from lightning_alws.precision import at_least_float32, full_precision
 
 Latents = Tensor | dict[str, Tensor]
 
@@ -69,8 +70,9 @@ class PlugIn(Joint):
     log_prior: Tensor | None
 
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
-        expected = self.likelihood.expectation(weights, x)
-        return expected if self.log_prior is None else expected + weights.T @ self.log_prior
+        with full_precision(weights.device):
+            expected = self.likelihood.expectation(weights, x)
+            return expected if self.log_prior is None else expected + weights.T @ self.log_prior
 
     @property
     def targets(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,8 @@ class Direct(Joint):
     values: Tensor
 
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
-        return weights.T @ self.values
+        with full_precision(weights.device):
+            return weights.T @ self.values
 
     @property
     def log_joint(self) -> Tensor:
@@ -207,17 +210,21 @@ class LatentVariableModel(GenerativeModel):
     def sleep(self, count: int, direct: bool = False) -> Sleep:
         """``count`` sleep samples; the joint is plug-in unless ``direct``."""
         z = self.sample_prior(count).detach()
-        likelihood = self.likelihood(z)
+        likelihood = self._likelihood(z)
         x = likelihood.sample().detach()
         return Sleep(z, x, self.joint_given(likelihood, z, x, direct))
 
     def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
         assert isinstance(z, Tensor)
-        return self.joint_given(self.likelihood(z), z, x, direct)
+        return self.joint_given(self._likelihood(z), z, x, direct)
+
+    def _likelihood(self, z: Tensor) -> Likelihood:
+        """p_θ(x|z_n), where autocast lowered its parameters back in float32: sums over pixels need its digits."""
+        return self.likelihood(z).map(at_least_float32, at_least_float32)
 
     def joint_given(self, likelihood: Likelihood, z: Tensor, x: Tensor, direct: bool) -> Joint:
         """log p_θ(z_n, ·) of sleep samples whose likelihood p_θ(x|z_n) is there."""
-        log_prior = self.log_prior(z) if self.prior_is_learnt else None
+        log_prior = at_least_float32(self.log_prior(z)) if self.prior_is_learnt else None
         plug_in = PlugIn(x, likelihood, log_prior)
         return Direct(plug_in.log_joint) if direct else plug_in
 
@@ -252,4 +259,4 @@ class Simulator(GenerativeModel):
         return Sleep(z, x, self.joint(z, x, direct))
 
     def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
-        return Direct(self.log_joint(z, x))
+        return Direct(at_least_float32(self.log_joint(z, x)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
+from lightning_alws.precision import full_precision
 
 FeatureNetwork = Callable[[tuple[int, ...]], nn.Module]
 
@@ -24,18 +24,6 @@ class ModelFeatures(nn.Module):
     def attach(self, model: nn.Module) -> None:
         """Called once with the model in training, p_θ(z) p_θ(x|z); raise a UserError for one that does not fit."""
         self.__dict__["model"] = model  # not a part: its parameters belong to no kernel
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast and TensorFloat-32 off: with either, a Gram matrix is 10-100 % wrong where the mean is 10 σ away."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import GaussianKernel, Kernel, full_precision
+from lightning_alws.kernels import GaussianKernel, Kernel
+from lightning_alws.precision import full_precision
 from lightning_alws.regression import Factor, FittedRidge, KernelRidge, name_non_finite
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import Sleep
+from lightning_alws.precision import full_precision
 
 
 class KernelObjective(ABC):
@@ -57,7 +58,8 @@ class NaturalParameterError(KernelObjective):
     @staticmethod
     def _relative_error(weights: Tensor, fitted: Tensor, truth: Tensor) -> Tensor:
         centre = fitted.mean(0)
-        error = weights.T @ (fitted - centre) - (truth - centre)
+        with full_precision(weights.device):
+            error = weights.T @ (fitted - centre) - (truth - centre)
         return error.square().mean(0).sum() / fitted.var(0).sum()
 
     @staticmethod

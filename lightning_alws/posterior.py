@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_alws.generative import Sleep, map_latents
+from lightning_alws.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class AmortisedPosterior:
 
     def expectation(self, values: Tensor) -> Tensor:
         """E[f(z)|x_b] for values f(z_n) of shape (N, ...), shape (B, ...)."""
-        return torch.einsum("nb,n...->b...", self.weights, values)
+        with full_precision(values.device):
+            return torch.einsum("nb,n...->b...", self.weights, values)
 
     @property
     def negative_mass(self) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import GaussianKernel, Kernel, full_precision
+from lightning_alws.kernels import GaussianKernel, Kernel
+from lightning_alws.precision import full_precision
 
 RIDGE_RAISES = 3
 
@@ -106,8 +107,9 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (solution,) = ctx.saved_tensors
-        right_grad = ctx.factor.solve(grads[0])
-        return -right_grad @ solution.T, right_grad, None
+        with full_precision(solution.device):
+            right_grad = ctx.factor.solve(grads[0])
+            return -right_grad @ solution.T, right_grad, None
 
 
 def solve(matrix: Tensor, right: Tensor, factor: Factor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_alws.generative import PlugIn
 from lightning_alws.likelihoods import TensorMap
+from lightning_alws.precision import full_precision
 
 
 class Reference(ABC):
@@ -49,13 +50,14 @@ class ResidualPlugIn(PlugIn):
     reference: Reference
 
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
-        parameters, normaliser = self.reference.expectation(x)
-        sleep_parameters, sleep_normaliser = self.reference.expectation(self.x)
-        parameters = parameters + weights.T @ (self.likelihood.natural_parameters - sleep_parameters)
-        normaliser = normaliser + weights.T @ (self.likelihood.log_normaliser - sleep_normaliser)
-        expected = (parameters * self.likelihood.sufficient_statistics(x)).sum(-1) - normaliser
-        expected = expected + self.likelihood.log_base_measure(x)
-        return expected if self.log_prior is None else expected + weights.T @ self.log_prior
+        with full_precision(weights.device):
+            parameters, normaliser = self.reference.expectation(x)
+            sleep_parameters, sleep_normaliser = self.reference.expectation(self.x)
+            parameters = parameters + weights.T @ (self.likelihood.natural_parameters - sleep_parameters)
+            normaliser = normaliser + weights.T @ (self.likelihood.log_normaliser - sleep_normaliser)
+            expected = (parameters * self.likelihood.sufficient_statistics(x)).sum(-1) - normaliser
+            expected = expected + self.likelihood.log_base_measure(x)
+            return expected if self.log_prior is None else expected + weights.T @ self.log_prior
 
     @property
     def targets(self) -> tuple[Tensor, Tensor]:

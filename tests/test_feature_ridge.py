@@ -107,6 +107,15 @@ def test_nystrom_is_the_published_primal_form_with_the_right_matrix() -> None:
     torch.testing.assert_close(regression.fit(x).weights(query), expected, rtol=1e-6, atol=1e-8)
 
 
+def test_nystrom_on_many_centres_close_together_in_float32() -> None:
+    """Centres on a line, whose Gram matrix has a rank of about ten to working precision, against the exact weights."""
+    x, query = torch.randn(800, 1), torch.randn(20, 1)
+    settings = {"kernel": KERNELS["Gaussian"], "ridge": 1.0}
+    nystrom, exact = NystromRidge((1,), centres=800, **settings).fit(x), KernelRidge((1,), **settings).fit(x)
+    assert nystrom.failure is None
+    torch.testing.assert_close(nystrom.weights(query), exact.weights(query), rtol=0, atol=1e-3)  # the largest: 0.1
+
+
 @pytest.mark.parametrize("intercept", [False, True])
 @pytest.mark.parametrize("kernel", [*KERNELS.values(), PolynomialKernel], ids=[*KERNELS, "polynomial"])
 def test_nystrom_with_every_sample_for_a_centre_is_exact(kernel, intercept: bool) -> None:

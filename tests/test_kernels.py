@@ -19,7 +19,6 @@ from lightning_alws.kernels import (
     MaternKernel,
     MedianKernel,
     PolynomialKernel,
-    full_precision,
     squared_distances,
 )
 from lightning_alws.networks import MLPFeatures
@@ -121,16 +120,6 @@ def test_features_ignore_autocast() -> None:
         inside = kernel.features(x)
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside, kernel.features(x), rtol=0, atol=0)
-
-
-def test_full_precision_restores_the_users_choice() -> None:
-    torch.set_float32_matmul_precision("high")
-    try:
-        with full_precision(torch.device("cpu")):
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5])

@@ -19,8 +19,8 @@ from lightning_alws.baselines.image import EncoderBuilder
 from lightning_alws.baselines.vae import GaussianPosterior, location_and_log_scale
 from lightning_alws.errors import check_at_least
 from lightning_alws.flows import Flow, amortised_flows, through
-from lightning_alws.kernels import full_precision
 from lightning_alws.networks import ConvFeatures
+from lightning_alws.precision import full_precision
 
 
 class FlowVAE(DrawnBound):

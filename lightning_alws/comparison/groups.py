@@ -19,7 +19,16 @@ from lightning_alws.errors import UserError
 # What makes no other method of a run: its seed and place, what it shows, and how it is measured; the last is compared
 # by the figures' own provenance.
 APART = {"seed_everything", "name", "runs", "ckpt_path", "weights_only", "test_after_fit"}
-APART_SECTIONS = ("sample_grid", "fid_kid", "log_likelihood", "diagnostics", "traces", "throughput", "predictions")
+APART_SECTIONS = (
+    "sample_grid",
+    "fid_kid",
+    "log_likelihood",
+    "diagnostics",
+    "traces",
+    "throughput",
+    "compile",
+    "predictions",
+)
 APART_OPTIONS = {
     "data.root", "data.download", "data.eval_batch_size", "trainer.accelerator", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.num_sanity_val_steps", "trainer.logger",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_alws.generative import LatentVariableModel
 from lightning_alws.held import held
-from lightning_alws.kernels import full_precision
+from lightning_alws.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
 from lightning_alws.generative import LatentVariableModel
-from lightning_alws.kernels import full_precision
 from lightning_alws.networks import ConvFeatures, MLPFeatures
+from lightning_alws.precision import full_precision
 
 # The proposal's tails. On linear-Gaussian models with 2 to 16 latents, a Student t with 5 degrees of freedom cost up
 # to a third of the effective samples where the Gaussian encoder was exact, and cut the root-mean-square error by

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError
-from lightning_alws.kernels import full_precision, median_distance, squared_distances
+from lightning_alws.kernels import median_distance, squared_distances
+from lightning_alws.precision import full_precision
 
 MEDIAN_ROWS = 2000  # two million pairs
 
