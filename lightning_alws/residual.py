@@ -48,6 +48,8 @@ class ResidualPlugIn(PlugIn):
 
     reference: Reference
 
+    is_sum = False
+
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
         parameters, normaliser = self.reference.expectation(x)
         sleep_parameters, sleep_normaliser = self.reference.expectation(self.x)
