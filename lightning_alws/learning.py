@@ -27,6 +27,7 @@ from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.kernels import ModelFeatures
 from lightning_alws.likelihoods import TensorMap
+from lightning_alws.memory import names_memory
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.objectives import KernelObjective
 from lightning_alws.penalties import Penalty
@@ -173,6 +174,7 @@ class AmortisedLearning(LatentVariableModule):
         self._unchecked = True
 
     @skips_on_failure
+    @names_memory
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The four steps for a batch of real data."""
         x = self.scope.gather(self.observe(batch), even=False)
@@ -180,6 +182,28 @@ class AmortisedLearning(LatentVariableModule):
         regression = self.regress(sleep, x)
         expectation = self.wake(regression, sleep, x)
         return self.update(expectation, regression, sleep, held_out)
+
+    @names_memory
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        super().backward(loss, *args, **kwargs)
+
+    def too_large(self) -> str:
+        """How many samples a step has, and what takes less memory."""
+        count, chunk = self.learning.sleep_samples, self.learning.chunk
+        pooled = f", pooled over {self.scope.ranks} processes" if self.scope.ranks > 1 else ""
+        if chunk is None or chunk > count:
+            advice = f"set model.learning.chunk, such as {max(count // 10, 1)}, which bounds the generator's memory"
+        else:
+            advice = "lower model.learning.chunk"
+        if self.regression.most_pooled is not None:
+            name = type(self.regression).__name__
+            advice += f", choose RandomFeatureRidge for model.learning.regression ({name} keeps an N × N matrix)"
+        return (
+            f"in step {self.global_step} with model.learning.sleep_samples {count}{pooled}, and "
+            f"model.learning.chunk {'not set' if chunk is None else chunk}; {advice}, or lower sleep_samples or the "
+            "batch size."
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regression.at_step(self.global_step)
@@ -237,6 +261,7 @@ class AmortisedLearning(LatentVariableModule):
             return model.sleep(count, direct=self.direct)
         return sleep_in_chunks(model, count, self.learning.chunk, self.direct)
 
+    @names_memory
     def on_validation_epoch_start(self) -> None:
         with torch.no_grad():
             sleep = share(self.draw(self.learning.sleep_samples, "validation", 0), self.scope)
@@ -244,6 +269,7 @@ class AmortisedLearning(LatentVariableModule):
         # Decided once for all ranks: logging is collective.
         self._validation = None if self.any_rank(regression.failure is not None) else (sleep, regression)
 
+    @names_memory
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         if self._validation is not None:
             sleep, regression = self._validation
