@@ -42,20 +42,32 @@ class ResultsFile(Callback):
 
     A test of the checkpoint that was tested before replaces no figure that rests on more samples than its own; a test
     of another checkpoint replaces them all. ``tested_step`` tells which one the test's figures are of.
+
+    The training's last figures lie in its checkpoints as well: a run that was killed outright has written here only how
+    it began, and what is measured every so many steps may not be due again before it ends.
     """
 
     def __init__(self) -> None:
         self._seconds_before = 0.0
         self._started: float | None = None
         self._loaded: dict[str, int] = {}
+        self._figures: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The wall time so far, so that a resumed run counts all of it."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the wall time."""
+        """Restore the wall time, and figures of the training where the checkpoint has them."""
         self._seconds_before = state["seconds"]
+        self._figures = state.get("figures", {})
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the figures measured so far, by this session and those before, beside the wall time."""
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint["callbacks"][self.state_key]["figures"] = {**self._figures, **logged}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -115,6 +127,7 @@ class ResultsFile(Callback):
                 made.update(_finite(callback.provenance()))
         tested_step = before.get("tested_step")
         if not testing:
+            metrics.update(_finite(self._figures))
             metrics.update(new)
             provenance = _merged(provenance, made)  # a validation's counts beside those of an earlier test
         elif not error:  # a test that failed half-way has no figures

@@ -45,8 +45,8 @@ class Learning:
 
     Args:
         sleep_samples: N, sleep samples the regression is fitted on in each step.
-        held_out: N_v, further sleep samples, for the kernel's objective and the sleep-centred gradient; drawn in the
-            same pass, and only where one of the two needs them.
+        held_out: N_v, further sleep samples, for the kernel's objective and the sleep-centred gradient; drawn only
+            where one of the two needs them.
         regression: builds the ridge regression from the shape of one observation.
         kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
         centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
@@ -218,10 +218,13 @@ class AmortisedLearning(LatentVariableModule):
         return batch
 
     def sleep(self) -> tuple[Sleep, Sleep]:
-        """Draw z_n, x_n ~ p_θ: N samples to fit on and the held-out ones, in one pass through the generator."""
-        count = self.learning.sleep_samples
-        samples = self.draw(count + self.learning.held_out_drawn, "sleep")
-        return share(samples[:count], self.scope), collect(samples[count:], self.scope)
+        """Draw z_n, x_n ~ p_θ: N samples to fit on, and the held-out ones, through which no gradient ever goes."""
+        sleep, count = self.draw(self.learning.sleep_samples, "sleep"), self.learning.held_out_drawn
+        if not count:
+            return share(sleep, self.scope), sleep[:0]
+        # Apart: in one pass with the others the backward pass would go through them too, for nothing.
+        with torch.no_grad():
+            return share(sleep, self.scope), collect(self.draw(count, "held_out"), self.scope)
 
     def regress(self, sleep: Sleep, x: Tensor | None = None) -> FittedRidge:
         """Factorise K + λI of the sleep observations, for real data x if given; if any rank cannot, all skip."""

@@ -23,7 +23,7 @@ def share(sleep: Sleep, scope: Scope) -> Sleep:
 
 def collect(sleep: Sleep, scope: Scope) -> Sleep:
     """The sleep samples of all ranks, to be predicted: z, x and log p_θ(z, x), without gradient."""
-    if scope.ranks == 1 or not len(sleep):
+    if scope.ranks == 1:
         return sleep
     z = map_latents(sleep.z, scope.gather)
     return Sleep(z, scope.gather(sleep.x), CollectedJoint(sleep.joint, scope))

@@ -120,9 +120,9 @@ def test_a_step_has_the_gradient_of_all_at_once(monkeypatch, objective, centred:
 
     drawn = chunked.draw(60 + chunked.learning.held_out_drawn, "sleep")
     assert isinstance(drawn.joint, ChunkedJoint)
-    monkeypatch.setattr(chunked, "draw", lambda count, stream: drawn)
+    monkeypatch.setattr(chunked, "sleep", lambda: (drawn[:60], drawn[60:]))
     at_once = Sleep(drawn.z, drawn.x, whole.generative.joint(drawn.z, drawn.x, False))
-    monkeypatch.setattr(whole, "draw", lambda count, stream: at_once)
+    monkeypatch.setattr(whole, "sleep", lambda: (at_once[:60], at_once[60:]))
     gradients = []
     for module in (chunked, whole):
         module.log = lambda *args, **options: None  # type: ignore[method-assign]

@@ -94,10 +94,12 @@ def gradients(module: AmortisedLearning, wake: Tensor) -> dict[str, Tensor]:
     return {name: p.grad for name, p in trained} | logged  # type: ignore[dict-item]
 
 
-def drawn(module: AmortisedLearning, rank: int) -> Sleep:
+def drawn(module: AmortisedLearning, rank: int) -> dict[str, Sleep]:
     """A rank's samples, by noise of its own."""
     torch.manual_seed(100 + rank)
-    return module._sleep(module.generative, SAMPLES + module.learning.held_out_drawn)
+    sleep = module._sleep(module.generative, SAMPLES)
+    with torch.no_grad():
+        return {"sleep": sleep, "held_out": module._sleep(module.generative, HELD_OUT)}
 
 
 def at_once(module: AmortisedLearning, sleep: Sleep) -> Sleep:
@@ -111,13 +113,17 @@ def of_one_process(module: AmortisedLearning, wake: list[Tensor]) -> dict[str, T
     """The truth: one process that has all ranks' samples."""
     ranks = len(wake)
     module = copy.deepcopy(module)
-    parts = [at_once(module, drawn(module, rank)) for rank in range(ranks)]
-    every = concatenate([*(part[:SAMPLES] for part in parts), *(part[SAMPLES:] for part in parts)])
+    parts = [drawn(module, rank) for rank in range(ranks)]
     module.learning = dataclasses.replace(
         module.learning, sleep_samples=ranks * SAMPLES, held_out=ranks * HELD_OUT, chunk=None
     )
-    assert len(every) == ranks * SAMPLES + module.learning.held_out_drawn
-    module.draw = lambda count, stream: every  # type: ignore[method-assign, assignment]
+
+    def draw(count: int, stream: str) -> Sleep:
+        every = concatenate([at_once(module, part[stream]) for part in parts])
+        assert len(every) == count
+        return every
+
+    module.draw = draw  # type: ignore[method-assign, assignment]
     return gradients(module, torch.cat(wake))
 
 
@@ -129,7 +135,7 @@ def of_ranks(module: AmortisedLearning, wake: list[Tensor]) -> tuple[list[dict[s
     def step(network: Network) -> dict[str, Tensor]:
         own = copies[network.rank]
         own.scope = GlobalScope(network)
-        own.draw = lambda count, stream: samples[network.rank]
+        own.draw = lambda count, stream: samples[network.rank][stream]
         return gradients(own, wake[network.rank])
 
     return on_ranks(len(wake), step)
@@ -219,7 +225,7 @@ def test_it_is_not_the_mean_of_the_ranks_own_regressions() -> None:
     own = []
     for rank, one in enumerate(replicas(module, 2)):
         samples = drawn(one, rank)  # type: ignore[arg-type]
-        one.draw = lambda count, stream, samples=samples: samples  # type: ignore[assignment]
+        one.draw = lambda count, stream, samples=samples: samples[stream]  # type: ignore[assignment]
         own.append(gradients(one, wake[rank])["generative.weight"])  # type: ignore[arg-type]
     mean = torch.stack(own).mean(0)
     assert float((mean - truth).norm() / truth.norm()) > 0.02

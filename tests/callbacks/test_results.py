@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,17 @@ class Figures(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pl_module.log("test/figure", self.figure)
+
+
+class Early(pl.Callback):
+    """A figure that is measured after the second step only."""
+
+    def __init__(self, figure: float) -> None:
+        self.figure = figure
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == 2:
+            pl_module.log("early", self.figure)
 
 
 def raising(exception: BaseException) -> Any:
@@ -220,6 +232,22 @@ def test_wall_time_accumulates_over_a_resumed_run(tmp_path: Path, monkeypatch: p
     clock.now += 1e6  # the machine was off
     assert session(8, last)["seconds"] == 80
     assert session(12, last) == {"steps": 12, "epochs": 3, "seconds": 120, "skipped_steps": 0}
+
+
+def test_figures_measured_before_a_kill_come_back_with_the_checkpoint(tmp_path: Path) -> None:
+    def session(steps: int, figure: float, checkpoint: Path | None) -> None:
+        callbacks = [Early(figure), RunCheckpoint(monitor=None), ResultsFile()]
+        trainer(tmp_path, callbacks, max_steps=steps).fit(image_model(), datamodule=Images(), ckpt_path=checkpoint)
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    session(4, 0.25, None)
+    begun = {**read(tmp_path), "status": "running", "metrics": {}}
+    (tmp_path / "results.json").write_text(json.dumps(begun))  # as a process leaves it that is killed outright
+    session(6, math.nan, last)
+    session(8, math.nan, last)  # from a checkpoint that was itself made by a resumed run
+    assert read(tmp_path)["metrics"]["early"] == 0.25
+    session(6, 0.5, None)
+    assert read(tmp_path)["metrics"]["early"] == 0.5  # a new run knows nothing of it
 
 
 @pytest.mark.filterwarnings("ignore:step .* skipped")
