@@ -31,6 +31,7 @@ from lightning_alws.kernels import GaussianKernel, Kernel, RadialKernel
 from lightning_alws.noise import generator, global_seed
 from lightning_alws.precision import full_precision
 from lightning_alws.regression import Factor, FittedRidge, KernelRidge, name_non_finite, safe_cholesky, solve
+from lightning_alws.scope import Scope
 
 FeatureMap = Callable[[Tensor], Tensor]
 CENTRE_JITTER = 1e-5  # of K_cc, relative to its diagonal: centres may lie close together
@@ -48,9 +49,10 @@ class FittedFeatureRidge(FittedRidge):
         intercept: bool,
         ridge: Tensor,
         feature_map: FeatureMap,
+        scope: Scope,
     ) -> None:
         super().__init__(kernel, mapped, matrix, factor, intercept)
-        self._ridge, self._map = ridge, feature_map
+        self._ridge, self._map, self._scope = ridge, feature_map, scope
 
     def weights(self, x: Tensor) -> Tensor:
         """W (N, B) for B observations x (B, *event); differentiable in the kernel's parameters if trained."""
@@ -60,30 +62,58 @@ class FittedFeatureRidge(FittedRidge):
             if not self._intercept:
                 return weights
             # (K + λI)⁻¹ 1, by the matrix inversion lemma.
-            sums = self._features.sum(0)[:, None]
+            sums = self._scope.sum(self._features.sum(0))[:, None]
             unit = (1 - self._features @ solve(self._matrix, sums, self.factor)) / self._ridge
-            return weights + unit * ((1 - weights.sum(0)) / unit.sum())
+            return weights + unit * ((1 - self._scope.sum(weights.sum(0))) / self._scope.sum(unit.sum()))
 
 
 class FeatureRidge(KernelRidge):
-    """What random features and Nyström share: a regression in φ(x), D numbers."""
+    """What random features and Nyström share: a regression in φ(x), D numbers.
+
+    Samples of several ranks are pooled by summing ΦᵀΦ over them, D² numbers, and the D of Σ_n φ(x_n) where there is an
+    intercept; the samples themselves stay where they are, but for those that the kernel or φ looks at.
+
+    Attributes:
+        mapped_rows: how many of the samples :meth:`feature_map` looks at, from the first one on.
+    """
+
+    most_pooled = None
+    mapped_rows: int = 0
 
     @abstractmethod
     def feature_map(self, features: Tensor) -> FeatureMap:
-        """φ, from features (M, d) to (M, D), given the kernel features (N, d) of the sleep samples."""
+        """φ, from features (M, d) to (M, D), given the kernel features (N, d) of the sleep samples.
+
+        Of several ranks' samples, features are those of the first ones alone, as many as are looked at.
+        """
 
     def fit(self, x: Tensor, wake: Tensor | None = None) -> FittedRidge:
         """Factorise ΦᵀΦ + λI for sleep observations x (N, *event), N ≥ 2."""
+        return self.fit_pooled(x, wake, Scope())
+
+    def fit_pooled(self, x: Tensor, wake: Tensor | None, scope: Scope) -> FittedRidge:
+        """Factorise ΦᵀΦ + λI, summed over all ranks; the weights are those of this rank's own samples.
+
+        Args:
+            x: this rank's sleep observations (N, *event).
+            wake: of no effect.
+            scope: the ranks.
+        """
         with full_precision(x.device):
             features = self.kernel.features(x)
-            self.kernel.observe(features)
-            feature_map = self.feature_map(features)
+            first = self._first_features(x, features, scope)
+            self.kernel.observe(first)
+            feature_map = self.feature_map(first)
             mapped = feature_map(features)
-            matrix = self._regularised_products(mapped)
+            matrix = self._regularised_products(mapped, scope)
             factor = safe_cholesky(
-                matrix.detach(), self.ridge.detach(), lambda: self._regularised_products(mapped.detach().double())
+                matrix.detach(),
+                self.ridge.detach(),
+                lambda: self._regularised_products(mapped.detach().double(), scope),
+                # As long as all do the same, the sums in float64 are asked for by all ranks or by none.
+                lambda valid: scope.agree(valid, x.device),
             )
-        fitted = FittedFeatureRidge(self.kernel, mapped, matrix, factor, self.intercept, self.ridge, feature_map)
+        fitted = FittedFeatureRidge(self.kernel, mapped, matrix, factor, self.intercept, self.ridge, feature_map, scope)
         if not factor.valid:
             fitted.failure = name_non_finite(
                 sleep_samples=x, kernel_parameters=self._parameters_flat(), kernel_features=features
@@ -93,9 +123,18 @@ class FeatureRidge(KernelRidge):
             )
         return fitted
 
-    def _regularised_products(self, mapped: Tensor) -> Tensor:
-        """ΦᵀΦ + λI from Φ (N, D)."""
-        return mapped.T @ mapped + self.ridge * torch.eye(mapped.shape[1], dtype=mapped.dtype, device=mapped.device)
+    def _first_features(self, x: Tensor, features: Tensor, scope: Scope) -> Tensor:
+        """Kernel features of as many of all ranks' samples as are looked at; of one rank's, all its own."""
+        count = max(self.mapped_rows, self.kernel.observed_rows)
+        if scope.ranks == 1 or not count:
+            return features
+        # Of the observations, not of their features: each rank then has the gradient of its own kernel's parameters.
+        return self.kernel.features(scope.head(x, int(min(count, scope.ranks * len(x)))))
+
+    def _regularised_products(self, mapped: Tensor, scope: Scope) -> Tensor:
+        """ΦᵀΦ + λI from Φ (N, D) of each rank."""
+        products = scope.sum(mapped.T @ mapped)
+        return products + self.ridge * torch.eye(mapped.shape[1], dtype=mapped.dtype, device=mapped.device)
 
 
 class RandomFeatureRidge(FeatureRidge):
@@ -202,7 +241,7 @@ class NystromRidge(FeatureRidge):
     ) -> None:
         super().__init__(event_shape, kernel, ridge, intercept)
         check_at_least("model.learning.regression", centres=(centres, 1))
-        self.centres = centres
+        self.centres = self.mapped_rows = centres
 
     def feature_map(self, features: Tensor) -> FeatureMap:
         centres = features[: self.centres]

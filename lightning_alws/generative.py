@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError
 from lightning_alws.likelihoods import Likelihood, TensorMap
 from lightning_alws.precision import at_least_float32, full_precision
+from lightning_alws.scope import Scope
 
 Latents = Tensor | dict[str, Tensor]
 
@@ -22,7 +23,15 @@ def map_latents(z: Latents, function: TensorMap) -> Latents:
 
 
 class Joint(ABC):
-    """log p_θ(z_n, ·) of N sleep samples, as the target of a regression; differentiable in θ."""
+    """log p_θ(z_n, ·) of N sleep samples, as the target of a regression; differentiable in θ.
+
+    Attributes:
+        is_sum: whether a prediction is a sum over the samples, and so is 0 where all weights are.
+        scope: whose samples predict together with these.
+    """
+
+    is_sum: bool = True
+    scope: Scope = Scope()
 
     @abstractmethod
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -97,6 +98,11 @@ class Kernel(nn.Module, ABC):
     def observe(self, features: Tensor) -> None:
         """Called with the sleep features (N, d) of each regression, before :meth:`gram`; here of no effect."""
 
+    @property
+    def observed_rows(self) -> float:
+        """How many of the features :meth:`observe` looks at, from the first one on; by default all, where it is."""
+        return 0 if type(self).observe is Kernel.observe else math.inf
+
     @abstractmethod
     def gram(self, features: Tensor) -> Tensor:
         """K_ij = k(x_i, x_j) from features (N, d), shape (N, N)."""
@@ -189,6 +195,10 @@ class MedianKernel(GaussianKernel):
     def observe(self, features: Tensor) -> None:
         """Set the median from the sleep features (N, d) of this regression."""
         self.median.copy_(median_distance(features[:EVERY_STEP_ROWS]))
+
+    @property
+    def observed_rows(self) -> float:
+        return EVERY_STEP_ROWS
 
     @property
     def bandwidth(self) -> Tensor:

@@ -28,11 +28,14 @@ from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.kernels import ModelFeatures
 from lightning_alws.likelihoods import TensorMap
+from lightning_alws.memory import names_memory
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.objectives import KernelObjective
 from lightning_alws.penalties import Penalty
+from lightning_alws.pooled import collect, share
 from lightning_alws.posterior import AmortisedPosterior
 from lightning_alws.regression import FittedRidge, KernelRidge, freeze
+from lightning_alws.scope import Scope, scope_named
 
 INITIAL_SAMPLES = 2000  # sleep samples of the initial model for the median rule, as published
 
@@ -62,6 +65,9 @@ class Learning:
             before the run stops; with 0 it stops at the first.
         chunk: sleep samples that pass through the generator at a time, which bounds memory; None for all N at once. The
             gradient is the same, but takes two to three times as many passes through the generator.
+        regression_scope: under DDP, whether each process regresses on its own N samples ("rank"), or all do on those of
+            all together, as one process with as many would ("global"); see :mod:`lightning_alws.scope`. What is fitted
+            for one process alone, as a posterior or a diagnosis, is always of its own samples.
     """
 
     sleep_samples: int = 2000
@@ -77,6 +83,7 @@ class Learning:
     averaging: float = 0.0
     max_skipped: int = 20
     chunk: int | None = None
+    regression_scope: Literal["rank", "global"] = "rank"
 
     @property
     def held_out_drawn(self) -> int:
@@ -93,6 +100,8 @@ class Learning:
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
         check_at_least("model.learning", max_skipped=(self.max_skipped, 0))
+        if self.regression_scope not in ("rank", "global"):
+            raise UserError(f"model.learning.regression_scope is {self.regression_scope!r}; give 'rank' or 'global'.")
         if self.chunk is not None:
             check_at_least("model.learning", chunk=(self.chunk, 1))
         for name in ("learning_rate", "final_learning_rate", "kernel_learning_rate"):
@@ -122,16 +131,22 @@ class AmortisedLearning(LatentVariableModule):
     """Trains a latent-variable model by amortised learning.
 
     Under DDP every rank draws its own sleep samples and fits its own regression on them; the gradients are averaged.
-    The regression's bias is therefore that of N samples, whatever the number of ranks.
+    The regression's bias is therefore that of N samples, whatever the number of ranks; with ``regression_scope`` global
+    it is that of all ranks' samples.
 
     Args:
         generative: p_θ(z) p_θ(x|z).
         learning: the settings.
 
+    Attributes:
+        pools: whether the samples of several ranks may be pooled; not where they depend on the rank's batch.
+        scope: whose samples a training step's regression is fitted on.
+
     Raises:
         UserError: a setting makes no sense.
     """
 
+    pools: bool = True
     advice = "raise model.learning.regression.ridge, or lower model.learning.learning_rate"
 
     def __init__(self, generative: GenerativeModel, learning: Learning) -> None:
@@ -142,6 +157,9 @@ class AmortisedLearning(LatentVariableModule):
         check_model(generative, self.direct, learning.penalties)
         if learning.chunk is not None:
             check_chunks(generative, self.direct)
+        if learning.regression_scope == "global":
+            self._check_pooling()
+        self.scope = Scope()
         with torch.no_grad():
             x = self._sleep(generative, INITIAL_SAMPLES).x
         self.regression = learning.regression(tuple(x.shape[1:])).to(x.dtype)
@@ -160,13 +178,36 @@ class AmortisedLearning(LatentVariableModule):
         self._unchecked = True
 
     @skips_on_failure
+    @names_memory
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The four steps for a batch of real data."""
-        x = self.observe(batch)
+        x = self.scope.gather(self.observe(batch), even=False)
         sleep, held_out = self.sleep()
         regression = self.regress(sleep, x)
         expectation = self.wake(regression, sleep, x)
         return self.update(expectation, regression, sleep, held_out)
+
+    @names_memory
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        super().backward(loss, *args, **kwargs)
+
+    def too_large(self) -> str:
+        """How many samples a step has, and what takes less memory."""
+        count, chunk = self.learning.sleep_samples, self.learning.chunk
+        pooled = f", pooled over {self.scope.ranks} processes" if self.scope.ranks > 1 else ""
+        if chunk is None or chunk > count:
+            advice = f"set model.learning.chunk, such as {max(count // 10, 1)}, which bounds the generator's memory"
+        else:
+            advice = "lower model.learning.chunk"
+        if self.regression.most_pooled is not None:
+            name = type(self.regression).__name__
+            advice += f", choose RandomFeatureRidge for model.learning.regression ({name} keeps an N × N matrix)"
+        return (
+            f"in step {self.global_step} with model.learning.sleep_samples {count}{pooled}, and "
+            f"model.learning.chunk {'not set' if chunk is None else chunk}; {advice}, or lower sleep_samples or the "
+            "batch size."
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.regression.at_step(self.global_step)
@@ -184,14 +225,14 @@ class AmortisedLearning(LatentVariableModule):
         """Draw z_n, x_n ~ p_θ: N samples to fit on, and the held-out ones, through which no gradient ever goes."""
         sleep, count = self.draw(self.learning.sleep_samples, "sleep"), self.learning.held_out_drawn
         if not count:
-            return sleep, sleep[:0]
+            return share(sleep, self.scope), sleep[:0]
         # Apart: in one pass with the others the backward pass would go through them too, for nothing.
         with torch.no_grad():
-            return sleep, self.draw(count, "held_out")
+            return share(sleep, self.scope), collect(self.draw(count, "held_out"), self.scope)
 
     def regress(self, sleep: Sleep, x: Tensor | None = None) -> FittedRidge:
         """Factorise K + λI of the sleep observations, for real data x if given; if any rank cannot, all skip."""
-        fitted = self.regression.fit(sleep.x, x)
+        fitted = self.regression.fit_pooled(sleep.x, x, self.scope)
         if self.any_rank(fitted.failure is not None):
             raise SkipStep(fitted.failure or "the regression failed on another rank")
         return fitted
@@ -227,17 +268,20 @@ class AmortisedLearning(LatentVariableModule):
             return model.sleep(count, direct=self.direct)
         return sleep_in_chunks(model, count, self.learning.chunk, self.direct)
 
+    @names_memory
     def on_validation_epoch_start(self) -> None:
         with torch.no_grad():
-            sleep = self.draw(self.learning.sleep_samples, "validation", 0)
-            regression = self.regression.fit(sleep.x)
+            sleep = share(self.draw(self.learning.sleep_samples, "validation", 0), self.scope)
+            regression = self.regression.fit_pooled(sleep.x, None, self.scope)
         # Decided once for all ranks: logging is collective.
         self._validation = None if self.any_rank(regression.failure is not None) else (sleep, regression)
 
+    @names_memory
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         if self._validation is not None:
             sleep, regression = self._validation
-            self.log("val/objective", self.wake(regression, sleep, x).mean(), sync_dist=True, batch_size=len(x))
+            expectation = self.wake(regression, sleep, self.scope.gather(x, even=False))
+            self.log("val/objective", expectation.mean(), sync_dist=True, batch_size=len(x))
 
     def on_validation_epoch_end(self) -> None:
         del self._validation
@@ -272,12 +316,25 @@ class AmortisedLearning(LatentVariableModule):
         return self.amortised_posterior(self.observe(batch), batch_idx)
 
     def setup(self, stage: str) -> None:
-        """Raise a UserError for a precision in which no Gram matrix can be factorised."""
+        """Take the scope; raise a UserError for a precision, or for numbers, in which no matrix can be factorised."""
         if self.trainer.precision in ("16-true", "bf16-true"):
             raise UserError(
                 f"trainer.precision is {self.trainer.precision}, in which no Gram matrix can be factorised; give "
                 f"{self.trainer.precision.replace('true', 'mixed')}, which keeps the regression in float32, or 32-true."
             )
+        self.scope = scope_named(self.learning.regression_scope)
+        if self.scope.ranks > 1:
+            self.regression.check_pooled(self.learning.sleep_samples, self.scope.ranks)
+
+    def _check_pooling(self) -> None:
+        objective = self.learning.kernel_objective
+        reasons = {
+            f"the sleep samples of {type(self).__name__} depend on each process's batch": not self.pools,
+            f"{type(objective).__name__} sums over the samples of one process": objective and not objective.pools,
+        }
+        for reason, applies in reasons.items():
+            if applies:
+                raise UserError(f"model.learning.regression_scope is 'global', but {reason}; set it to 'rank'.")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the step until which the learning rate falls."""

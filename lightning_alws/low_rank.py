@@ -94,6 +94,8 @@ class LowRankRidge(KernelRidge):
         UserError: a number is not positive.
     """
 
+    most_pooled = None
+
     def __init__(
         self,
         event_shape: tuple[int, ...],

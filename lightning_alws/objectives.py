@@ -14,10 +14,18 @@ from torch import Tensor
 from lightning_alws.errors import UserError
 from lightning_alws.generative import Sleep
 from lightning_alws.precision import full_precision
+from lightning_alws.scope import Scope
 
 
 class KernelObjective(ABC):
-    """A loss of the kernel's parameters, through the weights alone; the model's parameters get no gradient from it."""
+    """A loss of the kernel's parameters, through the weights alone; the model's parameters get no gradient from it.
+
+    Attributes:
+        pools: whether it is right under ``regression_scope: global``, where ``weights`` has the rows of one rank's
+            samples: what is summed over them must be summed by ``sleep.joint.scope``.
+    """
+
+    pools: bool = False
 
     @abstractmethod
     def __call__(self, weights: Tensor, sleep: Sleep, held_out: Sleep) -> Tensor:
@@ -32,6 +40,8 @@ class KernelObjective(ABC):
 
 class LogJointError(KernelObjective):
     """mean_v (Ĵ(x_v) − log p_θ(z_v, x_v))², per sample (Wenliang et al., ICML 2020, Algorithm 1)."""
+
+    pools = True
 
     def __call__(self, weights: Tensor, sleep: Sleep, held_out: Sleep) -> Tensor:
         predicted = sleep.joint.detach().expectation(weights, held_out.x)
@@ -50,17 +60,20 @@ class NaturalParameterError(KernelObjective):
         UserError: the joint is in direct form and has no natural parameters.
     """
 
+    pools = True
+
     def __call__(self, weights: Tensor, sleep: Sleep, held_out: Sleep) -> Tensor:
         fitted, truth = self._targets(sleep), self._targets(held_out)
-        errors = [self._relative_error(weights, fitted[part], truth[part]) for part in (0, 1)]
+        scope = sleep.joint.scope
+        errors = [self._relative_error(weights, fitted[part], truth[part], scope) for part in (0, 1)]
         return torch.stack(errors).sum()
 
     @staticmethod
-    def _relative_error(weights: Tensor, fitted: Tensor, truth: Tensor) -> Tensor:
-        centre = fitted.mean(0)
+    def _relative_error(weights: Tensor, fitted: Tensor, truth: Tensor, scope: Scope) -> Tensor:
+        centre = scope.mean(fitted)
         with full_precision(weights.device):
-            error = weights.T @ (fitted - centre) - (truth - centre)
-        return error.square().mean(0).sum() / fitted.var(0).sum()
+            error = scope.sum(weights.T @ (fitted - centre), alike=True) - (truth - centre)
+        return error.square().mean(0).sum() / scope.variance(fitted).sum()
 
     @staticmethod
     @torch.no_grad()

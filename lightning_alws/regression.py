@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError
 from lightning_alws.kernels import GaussianKernel, Kernel
 from lightning_alws.precision import full_precision
+from lightning_alws.scope import Scope
 
 RIDGE_RAISES = 3
 
@@ -53,7 +54,12 @@ class Factor:
 
 
 @torch.no_grad()
-def safe_cholesky(matrix: Tensor, ridge: float | Tensor, in_float64: Callable[[], Tensor]) -> Factor:
+def safe_cholesky(
+    matrix: Tensor,
+    ridge: float | Tensor,
+    in_float64: Callable[[], Tensor],
+    agreed: Callable[[bool], bool] = bool,
+) -> Factor:
     """Factorise matrix = K + λI; on failure with λ raised tenfold, up to three times, then in float64.
 
     ``cholesky_ex`` returns a finite, wrong factor on failure, so that ``info`` must be read (one host read where the
@@ -63,11 +69,12 @@ def safe_cholesky(matrix: Tensor, ridge: float | Tensor, in_float64: Callable[[]
         matrix: K + λI, (N, N).
         ridge: the λ that it holds.
         in_float64: makes the matrix anew in float64; a mere cast would keep float32's rounding of its entries.
+        agreed: whether an attempt succeeded on all ranks, where they must try the same; given whether it did here.
     """
 
     def attempt(candidate: Tensor) -> tuple[Tensor, bool]:
         lower, info = torch.linalg.cholesky_ex(candidate)
-        return lower, bool((info == 0) & torch.isfinite(lower.diagonal()).all())
+        return lower, agreed(bool((info == 0) & torch.isfinite(lower.diagonal()).all()))
 
     lower, valid = attempt(matrix)
     if valid:
@@ -161,6 +168,23 @@ class FittedRidge:
         return root * solve(self._matrix, root * right, self.factor)
 
 
+class OwnRows(FittedRidge):
+    """A regression on the samples of all ranks, with the weights of one rank's own.
+
+    Args:
+        fitted: the regression.
+        rows: which of the samples are the rank's.
+    """
+
+    def __init__(self, fitted: FittedRidge, rows: slice) -> None:
+        self.kernel, self.factor, self.failure = fitted.kernel, fitted.factor, fitted.failure
+        self._fitted, self._rows = fitted, rows
+
+    def weights(self, x: Tensor) -> Tensor:
+        """W (N, B) of the rank's N samples for B observations x (B, *event)."""
+        return self._fitted.weights(x)[self._rows]
+
+
 class KernelRidge(nn.Module):
     """Exact kernel ridge regression: Gram matrix, one Cholesky factorisation; O(N³), right up to N of some thousands.
 
@@ -173,7 +197,12 @@ class KernelRidge(nn.Module):
 
     Raises:
         UserError: the ridge is not positive.
+
+    Attributes:
+        most_pooled: samples of all ranks together that it can be fitted on; None for any number.
     """
+
+    most_pooled: int | None = 20_000
 
     def __init__(
         self,
@@ -238,6 +267,30 @@ class KernelRidge(nn.Module):
                 f"with ridge {float(self.ridge):.1e}"
             )
         return fitted
+
+    def fit_pooled(self, x: Tensor, wake: Tensor | None, scope: Scope) -> FittedRidge:
+        """Factorise K + λI of the samples of all ranks; the weights are those of this rank's own.
+
+        Args:
+            x: this rank's sleep observations (N, *event).
+            wake: observations (B, *event) of all ranks that the regression is for.
+            scope: the ranks; each holds and factorises the matrix of all R·N samples.
+        """
+        if scope.ranks == 1:
+            return self.fit(x, wake)
+        own = slice(scope.rank * len(x), (scope.rank + 1) * len(x))
+        return OwnRows(self.fit(scope.gather(x), wake), own)
+
+    def check_pooled(self, samples: int, ranks: int) -> None:
+        """Raise a UserError if there are too many samples on a number of ranks to pool them."""
+        if self.most_pooled is not None and samples * ranks > self.most_pooled:
+            raise UserError(
+                f"model.learning.regression_scope is 'global', and {ranks} processes with model.learning.sleep_samples "
+                f"{samples} pool {samples * ranks} of them, but {type(self).__name__}, whose matrix of all of them "
+                f"each process holds and factorises, takes {self.most_pooled}; use RandomFeatureRidge, which sums over "
+                f"the processes what does not grow with the samples, or set sleep_samples to at most "
+                f"{self.most_pooled // ranks}, or regression_scope to 'rank'."
+            )
 
     def _regularised(self, features: Tensor, root_importance: Tensor | None = None) -> Tensor:
         """K + λI from features (N, d); with √w (N,), RKR + λI where R = diag(√w)."""

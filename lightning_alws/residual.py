@@ -49,6 +49,8 @@ class ResidualPlugIn(PlugIn):
 
     reference: Reference
 
+    is_sum = False
+
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
         with full_precision(weights.device):
             parameters, normaliser = self.reference.expectation(x)

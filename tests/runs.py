@@ -118,11 +118,11 @@ def trainer(folder: Path, callbacks: list[pl.Callback] | None = None, **changes:
 
 
 def forked(folder: Path, callbacks: list[pl.Callback], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> pl.Trainer:
-    """A trainer of two forked processes."""
+    """A trainer of two forked processes, or of as many as ``devices`` says."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a forked process must not wait for threads it has not inherited
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
-    return trainer(folder, callbacks, strategy="ddp_fork", devices=2, **changes)
+    return trainer(folder, callbacks, **({"strategy": "ddp_fork", "devices": 2} | changes))
 
 
 def named(module: torch.nn.Module) -> dict[str, Tensor]:

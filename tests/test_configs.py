@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from image_sets import COLOUR_AND_PATCHES, options_of, write_image_sets
 
 import cli
@@ -12,7 +13,8 @@ from cli import CONFIGS, main
 
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 PLANS = [file for file in ALL if file.parent.name == "comparisons"]  # tests/comparison/test_plan.py
-FILES = [file for file in ALL if file not in PLANS]
+LAUNCH = [file for file in ALL if file.parent.name == "launch"]  # overlays, each given behind another config
+FILES = [file for file in ALL if file not in PLANS + LAUNCH]
 IMAGES = [file for file in FILES if file.parent.name != "experiments"]  # those whose data can be chosen
 VARIANTS = ("_short", "_published", "_fixed", "_elbo", "_simulated")  # of other configs, in numbers alone
 CASES = [
@@ -67,6 +69,24 @@ def test_config_runs(config: Path, data: str | None, tmp_path: Path, tiny_root: 
     arguments = ["fit", "--config", str(config), "--runs", str(tmp_path), "--trainer.fast_dev_run", "2", *QUIET]
     assert main([*arguments, *less(text, data), *own]) == 0
     assert list(tmp_path.iterdir()) == []  # fast_dev_run writes nothing
+
+
+@pytest.mark.parametrize("config", LAUNCH, ids=lambda file: file.stem)
+def test_overlay_runs(config: Path, tmp_path: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the quickstart, as its header says, in one process."""
+    monkeypatch.setenv("ALWS_DATA", str(tiny_root))
+    quickstart = CONFIGS / "quickstart.yaml"
+    assert (
+        f"alws fit --config configs/quickstart.yaml --config {config.relative_to(CONFIGS.parent)}" in config.read_text()
+    )
+    arguments = ["fit", "--config", str(quickstart), "--config", str(config), "--runs", str(tmp_path), *QUIET]
+    one = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.fast_dev_run", "2"]
+    try:
+        assert main([*arguments, *one, *less(quickstart.read_text(), "Digits")]) == 0
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

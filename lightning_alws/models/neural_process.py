@@ -138,6 +138,8 @@ class NeuralProcessModel(AmortisedLearning):
         event_shape: (T,); comes from the data module.
     """
 
+    pools = False
+
     def __init__(
         self,
         latent_dim: int = 50,
