@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
-from callbacks.image_data import some_images
+from callbacks.image_data import random_images
 from lightning_alws.errors import check_at_least
 from lightning_alws.files import atomic_write
 from lightning_alws.metrics.pixels import to_unit
@@ -67,8 +67,8 @@ class SampleGrid(Callback):
     """After each validation: ``samples/step_NNNNNN.png`` with real images, samples and means, left to right.
 
     After the test the same as ``samples/test.png``, and as arrays in ``samples/test.npz`` for a comparison of runs.
-    The same latents are used throughout, so that the pictures of a run can be compared. Does nothing for models that do
-    not make images.
+    The same latents are used throughout, so that the pictures of a run can be compared, and the same real images in all
+    runs on the same data: those that the data's seed picks from the split. Does nothing for models that make no images.
 
     Args:
         rows: and as many columns in each of the three panels.
@@ -99,7 +99,8 @@ class SampleGrid(Callback):
         with seeded(pl_module.device, global_seed(), "sample_grid"):
             likelihood = model.likelihood(model.sample_prior(self.rows**2))
             generated = [likelihood.sample(), likelihood.mean]
-        real = some_images(data, split, self.rows**2)
+        # Not the first ones, which a folder in order of its classes would have all alike.
+        real = random_images(data, split, self.rows**2, getattr(data, "seed", 0), "sample_grid", split)
         panels = [to_unit(images, data.likelihood).cpu() for images in (real, *generated)]
         image, folder = picture(panels, self.rows), Path(trainer.default_root_dir) / FOLDER
         save_png(image, folder / name)

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from runs import Images, Numbers, image_model, trainer
 from torch import Tensor
 
+from callbacks.image_data import random_images
 from callbacks.sample_grid import SampleGrid, picture, save_arrays, save_png
 from lightning_alws.errors import UserError
 from lightning_alws.metrics.pixels import to_unit
@@ -47,6 +48,11 @@ def enlarged(image: Tensor, factor: int) -> Tensor:
     return (image.expand(3, -1, -1).repeat_interleave(factor, 1).repeat_interleave(factor, 2) * 255).round().int()
 
 
+def shown_of(data: Images, split: str, count: int = ROWS**2) -> Tensor:
+    """The real images on the page, in their order: what seed 0 picks where the data have none of their own."""
+    return random_images(data, split, count, 0, "sample_grid", split)
+
+
 CASES = [
     ("bernoulli", (1, 8, 8), 4),
     ("gaussian", (1, 8, 8), 4),
@@ -67,7 +73,7 @@ def test_real_images_left_samples_in_the_middle_means_right(
     assert image.shape == (3, 1 + ROWS * (size + 1), 3 * (1 + ROWS * (size + 1)) + 2 * GAP)
     real, samples, means = panels(image, size, ROWS)
     for index in range(ROWS**2):
-        original = data.images("val")[index]
+        original = shown_of(data, "val")[index]
         unit = original if likelihood == "bernoulli" else (original + 1) / 2
         torch.testing.assert_close(tile(real, index, size, ROWS), enlarged(unit, factor), rtol=0, atol=1)
     inside = tile(samples, 0, size, ROWS)
@@ -115,7 +121,24 @@ def test_test_shows_test_images(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == ["test.npz", "test.png"]
     real, _, _ = panels(read(tmp_path / "samples" / "test.png"), 32, ROWS)
     for index in range(ROWS**2):
-        assert torch.equal(tile(real, index, 32, ROWS), enlarged(data.images("test")[index], 4))
+        assert torch.equal(tile(real, index, 32, ROWS), enlarged(shown_of(data, "test")[index], 4))
+
+
+def test_real_images_are_picked_by_the_datas_seed_alone(tmp_path: Path) -> None:
+    """A folder in order of its classes would otherwise show one class; runs on the same data show the same images."""
+    levels = (torch.arange(40.0) / 39).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    pages = []
+    for number, (run_seed, data_seed) in enumerate([(0, 0), (1, 0), (0, 1)]):
+        data = Images(splits=dict.fromkeys(("train", "val", "test"), levels))
+        data.seed = data_seed  # type: ignore[attr-defined]
+        torch.manual_seed(run_seed)
+        run = trainer(tmp_path / str(number), [SampleGrid(ROWS)])
+        run.test(image_model(), datamodule=data, verbose=False)
+        page = panels(read(tmp_path / str(number) / "samples" / "test.png"), 32, ROWS)[0]
+        pages.append([float(tile(page, index, 32, ROWS).float().mean()) for index in range(ROWS**2)])
+    assert pages[0] == pages[1] != pages[2]
+    assert len(set(pages[0])) == ROWS**2
+    assert max(pages[0]) > 40  # not the first ones, which are the darkest
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
@@ -150,7 +173,7 @@ def test_fewer_real_images_than_tiles(tmp_path: Path, count: int) -> None:
     trainer(tmp_path, [SampleGrid(3)]).fit(image_model(), datamodule=data)
     real, _, means = panels(read(tmp_path / "samples" / "step_000004.png"), 32, 3)
     for index in range(count):
-        assert torch.equal(tile(real, index, 32, 3), enlarged(images[index], 4))
+        assert torch.equal(tile(real, index, 32, 3), enlarged(shown_of(data, "val", 9)[index], 4))
     for index in range(count, 9):
         assert len(tile(real, index, 32, 3).unique()) == 1  # nothing there
         assert len(tile(means, index, 32, 3).unique()) > 1
