@@ -49,9 +49,9 @@ class ContrastDecoder(nn.Module):
         flat: latents whose part of the image has the same contrast in all images.
         cells: places along each side.
         weight_std: standard deviation of the initial W_0 and W_1.
-        start_length: of each column of W where they begin as the leading principal components of the training images,
-            and b as their mean; None for a random W and b = 0. Adam's steps, which are equal for all entries, then suit
-            each component; lengths, noise and contrast are left to be learnt.
+        linear_start: whether W, b and the noise scale begin at the maximum-likelihood probabilistic principal
+            components of some training images (Tipping and Bishop, 1999), so that learning starts from the Gaussian
+            that this decoder with a gain of 1 can best be.
         residual: regress what the linear posterior leaves unexplained (:class:`ContrastReference`), where pixels are
             Gaussian of one scale and without bounds; has no effect on other pixels.
 
@@ -67,7 +67,7 @@ class ContrastDecoder(nn.Module):
         flat: int = 24,
         cells: int = 4,
         weight_std: float = 0.03,
-        start_length: float | None = None,
+        linear_start: bool = False,
         residual: bool = True,
     ) -> None:
         super().__init__()
@@ -80,9 +80,8 @@ class ContrastDecoder(nn.Module):
             )
         if not weight_std > 0:
             raise UserError(f"model.decoder.weight_std is {weight_std}; give a positive number, such as 0.03.")
-        if start_length is not None and not start_length > 0:
-            raise UserError(f"model.decoder.start_length is {start_length}; give a positive number, or leave it out.")
-        self.event_shape, self.flat, self.cells, self.start_length = tuple(event_shape), flat, cells, start_length
+        self.event_shape, self.flat, self.cells = tuple(event_shape), flat, cells
+        self.linear_start = linear_start
         self.linear_dim, self.residual = latent_dim - contrast, residual
         self.weight = nn.Parameter(weight_std * torch.randn(math.prod(event_shape), self.linear_dim))
         self.bias = nn.Parameter(torch.zeros(self.event_shape))
@@ -90,30 +89,29 @@ class ContrastDecoder(nn.Module):
             # A log contrast of standard deviation 0.2, whatever the number of latents.
             self.log_contrast = nn.Parameter(0.2 / CONTRAST_RATE * contrast**-0.5 * torch.randn(cells**2, contrast))
 
-    @property
-    def starts_from_data(self) -> bool:
-        """Whether :meth:`start_from` is to be called with training images before the first step."""
-        return self.start_length is not None
-
     @torch.no_grad()
-    def start_from(self, images: Tensor) -> None:
-        """Set b to the mean of images (n, C, H, W) and W to their leading principal components, the longest first.
+    def start_from(self, images: Tensor) -> float:
+        """Set b to the mean of images (n, C, H, W) and W to √(λ_i − σ²) v_i of their leading principal components.
 
-        Where there are fewer components than columns, the rest of W stays as it is.
+        Returns σ, σ² the mean of the other eigenvalues. Where there are fewer components than columns, the rest of W
+        becomes 0.
         """
         flat = images.flatten(1).double().cpu()
-        count = min(self.linear_dim, len(flat) - 1, flat.shape[1])
-        centred = flat - flat.mean(0)
+        count = min(self.linear_dim, len(flat) - 1, flat.shape[1] - 1)
+        centred = (flat - flat.mean(0)) / (len(flat) - 1) ** 0.5
         # By the smaller of the two matrices of products, which have the same eigenvalues.
-        if len(flat) < flat.shape[1]:
-            directions = centred.T @ torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -count:]
-        else:
-            directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
-        directions = directions.flip(1) / directions.flip(1).norm(dim=0).clamp_min(1e-12)
+        few = len(flat) < flat.shape[1]
+        values, vectors = torch.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+        directions = (centred.T @ vectors if few else vectors)[:, -count:].flip(1)
+        directions = directions / directions.norm(dim=0).clamp_min(1e-12)
+        variance = (centred.square().sum() - values[-count:].sum()).clamp_min(0) / (flat.shape[1] - count)
         # Of a fixed sign, which no eigenvector has: the largest entry is positive.
-        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        self.weight[:, :count] = (self.start_length or 1.0) * (directions * largest.sign()).to(self.weight)
+        sign = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+        self.weight.zero_()
+        lengths = (values[-count:].flip(0) - variance).clamp_min(0).sqrt()
+        self.weight[:, :count] = (lengths * sign * directions).to(self.weight)
         self.bias.copy_(flat.mean(0).view(self.event_shape))
+        return float(variance.sqrt())
 
     def contrast_maps(self) -> Tensor:
         """U G, the log contrast at every pixel for each of its latents, shape (contrast, H · W)."""

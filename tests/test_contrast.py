@@ -135,23 +135,22 @@ def expected(reference: ContrastReference, likelihood: Likelihood, x: Tensor) ->
     return (parameters * likelihood.sufficient_statistics(x)).sum(1) - normaliser
 
 
-@pytest.mark.parametrize("count", [400, 90, 5])  # more images than numbers, fewer, and as few as there are columns
-def test_it_begins_at_the_principal_components(count: int) -> None:
-    """With the lengths of maximum likelihood, √(λ_i − σ²), W Wᵀ + σ²I is the data's covariance in those directions."""
+@pytest.mark.parametrize("count", [400, 90])  # more images than numbers, and fewer
+def test_it_begins_at_probabilistic_principal_components(count: int) -> None:
+    """W Wᵀ + σ²I is the data's covariance in the leading directions, and as large in all; a maximum of likelihood."""
     torch.manual_seed(4)
-    directions, _ = torch.linalg.qr(torch.randn(192, 6).double())
-    x = (torch.randn(count, 6).double() * torch.tensor([9.0, 7, 5, 3, 2, 1]).double()) @ directions.T + 3
-    decoder = ContrastDecoder(6, SHAPE, contrast=2, flat=2, start_length=0.7).double()
-    before = decoder.weight.clone()
-    decoder.start_from(x.view(count, *SHAPE))
+    scales = torch.cat([torch.tensor([9.0, 7, 5, 3]), 0.5 * torch.ones(188)]).double()
+    directions, _ = torch.linalg.qr(torch.randn(192, 192).double())
+    x = (torch.randn(count, 192).double() * scales) @ directions.T + 3
+    decoder = ContrastDecoder(6, SHAPE, contrast=2, flat=2, linear_start=True).double()
+    variance = decoder.start_from(x.view(count, *SHAPE)) ** 2
     torch.testing.assert_close(decoder.bias.flatten(), x.mean(0))
-    covariance = x.T.cov()
-    weight = decoder.weight.detach()
-    torch.testing.assert_close(weight.T @ weight, 0.49 * torch.eye(4).double())
-    lengths = (weight * (covariance @ weight)).sum(0) / 0.49
-    expected_lengths = torch.linalg.eigvalsh(covariance).flip(0)[:4]
-    torch.testing.assert_close(lengths, expected_lengths)
-    assert not torch.equal(weight, before)
+    covariance, weight = x.T.cov(), decoder.weight.detach()
+    model_covariance = weight @ weight.T + variance * torch.eye(192).double()
+    torch.testing.assert_close(model_covariance.trace(), covariance.trace())
+    torch.testing.assert_close(model_covariance @ weight, covariance @ weight)
+    # Stationary: S C⁻¹ W = W (Tipping and Bishop, equation 13).
+    torch.testing.assert_close(covariance @ torch.linalg.solve(model_covariance, weight), weight)
 
 
 def test_without_contrast_the_reference_alone_gives_the_exact_gradient() -> None:
@@ -304,17 +303,22 @@ def test_a_run_begins_at_the_data_unless_it_is_resumed(tmp_path: Path) -> None:
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             start.update({name: value.clone() for name, value in pl_module.state_dict().items()})
 
-    learnt = image_model(start_length=0.4)
+    learnt = image_model(linear_start=True)
     run = trainer(tmp_path, [Watch()], max_steps=2)
     run.fit(learnt, datamodule=data)
     columns = start["generative.decoder.weight"]
-    torch.testing.assert_close(columns.T @ columns, 0.16 * torch.eye(5), rtol=1e-4, atol=1e-5)
+    products = columns.T @ columns
+    assert (products - products.diagonal().diag()).abs().max() < 1e-4
+    x = data.images("train").flatten(1)
+    scale = (0.01 + (2 * start["generative.pixels.log_scale"]).exp()).sqrt()
+    variance = products.trace() + len(columns) * scale.square()
+    torch.testing.assert_close(variance, x.var(0).sum(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(start["generative.decoder.bias"], data.images("train").mean(0))
     assert torch.equal(start["averaged.module.decoder.weight"], columns)
     run.save_checkpoint(tmp_path / "at_2.ckpt")
     start.clear()
     trainer(tmp_path, [Watch()], max_steps=3).fit(
-        image_model(start_length=0.4), datamodule=data, ckpt_path=tmp_path / "at_2.ckpt"
+        image_model(linear_start=True), datamodule=data, ckpt_path=tmp_path / "at_2.ckpt"
     )
     assert all(torch.equal(value, start[name]) for name, value in learnt.state_dict().items())
     assert not torch.equal(start["generative.decoder.weight"], columns)
@@ -329,8 +333,6 @@ def test_mistakes_are_named() -> None:
         ContrastDecoder(40, SHAPE, cells=0)
     with pytest.raises(UserError, match="weight_std is 0"):
         ContrastDecoder(40, SHAPE, weight_std=0)
-    with pytest.raises(UserError, match="start_length is 0"):
-        ContrastDecoder(40, SHAPE, start_length=0)
     with pytest.raises(UserError, match="weight=-1"):
         ContrastFeatures(SHAPE, weight=-1)
     with pytest.raises(UserError, match="follow the model's ContrastDecoder, but the decoder is a Flat"):

@@ -20,6 +20,7 @@ from lightning_alws.priors import PriorBuilder, StandardNormal
 from lightning_alws.residual import ResidualPlugIn
 
 START_IMAGES = 2000  # that a decoder sees which begins at the training images
+LEAST_SCALE = 1e-2  # of s at such a start
 SQUEEZE = 1e-4  # Bernoulli means stay in [1e-4, 1 − 1e-4]: unbounded logits run away within some hundred steps
 
 
@@ -273,14 +274,18 @@ class ImageModel(AmortisedLearning):
         """Let a decoder that begins at the training images see some; a checkpoint is loaded after this, over it."""
         super().setup(stage)
         decoder: Any = self.generative.decoder
-        if stage != "fit" or not getattr(decoder, "starts_from_data", False):
+        if stage != "fit" or not getattr(decoder, "linear_start", False):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         count = data.sizes["train"] if hasattr(data, "sizes") else len(data.images("train"))
         # The same for all processes: by the data's order alone.
         rows = torch.linspace(0, count - 1, min(count, START_IMAGES)).long()
         with torch.inference_mode(False):
-            decoder.start_from(data.images("train", rows) if hasattr(data, "sizes") else data.images("train")[rows])
+            images = data.images("train", rows) if hasattr(data, "sizes") else data.images("train")[rows]
+            scale = decoder.start_from(images)
+            if isinstance(pixels := self.generative.pixels, GaussianPixels):
+                variance = max(scale**2 - pixels.noise_floor**2, LEAST_SCALE**2)
+                pixels.log_scale.data.fill_(0.5 * math.log(variance))
             if self.averaged is not None:
                 self.averaged.module.load_state_dict(self.generative.state_dict())
             with torch.no_grad():
