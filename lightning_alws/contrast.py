@@ -10,7 +10,7 @@ Wainwright, Simoncelli, "Scale mixtures of Gaussians and the statistics of natur
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -181,8 +181,7 @@ class ContrastReference(Reference):
         return torch.cat([mean * precision, (-0.5 * precision).expand(len(x), 1)], dim=1), normaliser
 
     def map(self, function: TensorMap) -> Self:
-        learnt = [function(part) for part in (self.weight, self.bias, self.log_scale)]
-        return type(self)(*learnt, self.centre, self.posterior_gain, self.covariance)
+        return replace(self, weight=function(self.weight), bias=function(self.bias), log_scale=function(self.log_scale))
 
 
 class ContrastFeatures(ModelFeatures):

@@ -12,7 +12,8 @@ Statistica Sinica 21, 2011), but moves no fixed point. The method is ours, not a
 The same holds of whatever else a step is regressed on. Observations further away may weigh less: the fewer dimensions
 count, the finer is the regression. And log p_θ(z_t|z_{t−1}) hangs on a small difference of two states, which a kernel
 on observations hardly resolves; the innovations of a smoother that runs on the model as it stands lay it open. They use
-θ, but nothing is differentiated through what is regressed on.
+θ, but nothing is differentiated through what is regressed on. Both have to come by and by: as long as the model has no
+dynamics, the observations around a step are all that tells of its velocity, and the smoother knows nothing.
 """
 
 from __future__ import annotations
@@ -72,16 +73,26 @@ class Windows(GenerativeModel):
         decay: by which an observation is multiplied for each step that it is away.
         innovations: by what innovations of an extended Kalman smoother (:mod:`lightning_alws.smoother`) are multiplied
             that the window then holds as well; with 0 it does not.
+        refined_by: the training step by which both are in full force, which rises evenly until then; 0 for at once.
 
     Raises:
         UserError: a number makes no sense, or the window reaches beyond both ends of every series.
     """
 
+    force: Tensor
+
     def __init__(
-        self, model: StateSpaceModel, past: int, future: int, decay: float = 1.0, innovations: float = 0.0
+        self,
+        model: StateSpaceModel,
+        past: int,
+        future: int,
+        decay: float = 1.0,
+        innovations: float = 0.0,
+        refined_by: int = 0,
     ) -> None:
         super().__init__()
         check_at_least("window", past=(past, 0), future=(future, 0))
+        check_at_least("model", refined_by=(refined_by, 0))
         if not 0 < decay <= 1:
             raise UserError(f"model.window_decay is {decay}; give a number above 0 and at most 1, such as 0.5.")
         if not innovations >= 0:
@@ -93,7 +104,13 @@ class Windows(GenerativeModel):
                     f"{model.steps - 1}."
                 )
         self.model, self.past, self.future = model, past, future
-        self.decay, self.innovations = decay, innovations
+        self.decay, self.innovations, self.refined_by = decay, innovations, refined_by
+        self.register_buffer("force", torch.tensor(1.0 if refined_by == 0 else 0.0))
+
+    def at_step(self, step: int) -> None:
+        """Set the force for a training step; of its number alone, so that a resumed run goes on as it was."""
+        if self.refined_by:
+            self.force.fill_(min(1.0, step / self.refined_by))
 
     def sleep(self, count: int, direct: bool = False) -> Sleep:
         """Time steps of as many whole paths as are needed: states (count, D_z), windows (count, W, D_x)."""
@@ -113,10 +130,11 @@ class Windows(GenerativeModel):
         """
         away = torch.arange(-self.past, self.future + 1, device=x.device).abs()
         padded = torch.nn.functional.pad(x, (0, 0, self.past, self.future))
-        windows = padded.unfold(1, len(away), 1).transpose(2, 3).flatten(0, 1) * (self.decay**away)[:, None]
+        fading = self.decay ** (self.force.to(x) * away)
+        windows = padded.unfold(1, len(away), 1).transpose(2, 3).flatten(0, 1) * fading[:, None]
         if not self.innovations:
             return windows
-        surprise = self.innovations * innovations(self.model, x).flatten(0, 1)
+        surprise = self.innovations * self.force.to(x) * innovations(self.model, x).flatten(0, 1)
         rows = torch.nn.functional.pad(surprise, (0, -surprise.shape[1] % x.shape[2]))
         return torch.cat([windows, rows.view(len(windows), -1, x.shape[2])], dim=1)
 

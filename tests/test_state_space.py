@@ -147,6 +147,21 @@ def test_what_else_a_step_is_regressed_on_leaves_its_term_alone(model: StateSpac
     torch.testing.assert_close(sleep.joint.expectation(weights, cut), of_plain.joint.expectation(weights, plain.cut(x)))
 
 
+def test_refinement_comes_by_and_by(model: StateSpaceModel) -> None:
+    x = torch.randn(2, 5, 3).double()
+    plain, rich = Windows(model, 1, 2), Windows(model, 1, 2, decay=0.5, innovations=0.3)
+    slow = Windows(model, 1, 2, decay=0.5, innovations=0.3, refined_by=10)
+    slow.at_step(0)
+    torch.testing.assert_close(slow.cut(x)[:, :4], plain.cut(x))
+    assert not slow.cut(x)[:, 4].any()
+    slow.at_step(5)
+    torch.testing.assert_close(slow.cut(x)[:, :4], plain.cut(x) * torch.tensor([0.5, 1, 0.5, 0.25]).sqrt()[:, None])
+    torch.testing.assert_close(slow.cut(x)[:, 4], rich.cut(x)[:, 4] / 2)
+    for step in (10, 11):
+        slow.at_step(step)
+        torch.testing.assert_close(slow.cut(x), rich.cut(x))
+
+
 REPEATS = [(2, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (1,))]
 
 

@@ -79,6 +79,7 @@ class NeuralDynamicsModel(AmortisedLearning):
             ``learning.sleep_samples`` counts time steps; null, as published, for the whole series at once.
         window_decay: by which a window's observation is multiplied for each step that it is away.
         innovations: weight of a smoother's innovations among what is regressed on; 0 for none.
+        refined_by: training step by which these two are in full force.
         process_scale: of the latents' noise at first.
         observation_scale: of the observations' noise at first.
         event_shape: (T, D_x); comes from the data module.
@@ -92,6 +93,7 @@ class NeuralDynamicsModel(AmortisedLearning):
         window: tuple[int, int] | None = None,
         window_decay: float = 1.0,
         innovations: float = 0.0,
+        refined_by: int = 0,
         process_scale: float = 0.3,
         observation_scale: float = 1.0,
         event_shape: tuple[int, ...] | None = None,
@@ -103,7 +105,8 @@ class NeuralDynamicsModel(AmortisedLearning):
                 "and model.window is null; give a window, such as [3, 2]."
             )
         super().__init__(
-            model if window is None else Windows(model, window[0], window[1], window_decay, innovations), learning
+            model if window is None else Windows(model, window[0], window[1], window_decay, innovations, refined_by),
+            learning,
         )
         self.save_hyperparameters()
 
@@ -115,6 +118,11 @@ class NeuralDynamicsModel(AmortisedLearning):
     def observe(self, batch: Any) -> Tensor:
         """Series (B, T, D_x), cut into their windows where there are any."""
         return self.generative.cut(batch) if isinstance(self.generative, Windows) else batch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if isinstance(self.generative, Windows):
+            self.generative.at_step(self.global_step)
+        super().on_train_batch_start(batch, batch_idx)
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         super().validation_step(self.observe(x), batch_idx)
