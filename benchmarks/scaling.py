@@ -95,12 +95,21 @@ def build(regression: str, scope: str, sleep_samples: int, features: int, channe
     return module
 
 
-def work(rank: int, case: Case, steps: int, features: int, channels: int, folder: str) -> None:
-    """One process: its steps, of which rank 0 writes the seconds."""
+def work(rank: int, cases: list[Case], steps: int, features: int, channels: int, folder: str) -> None:
+    """One process: the steps of each case in turn, of which rank 0 writes the seconds."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=case.processes
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=cases[0].processes
     )
+    seconds = [run(case, rank, steps, features, channels) for case in cases]
+    if rank == 0:
+        Path(folder, "seconds.json").write_text(json.dumps(seconds))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def run(case: Case, rank: int, steps: int, features: int, channels: int) -> list[float]:
+    """Seconds of each step of a case, on this rank."""
     module = build(case.regression, case.scope, case.sleep_samples, features, channels)
     module.scope = scope_named(case.scope)
     replica = DistributedDataParallel(Step(module))
@@ -115,16 +124,14 @@ def work(rank: int, case: Case, steps: int, features: int, channels: int, folder
         replica(x).backward()
         optimiser.step()
         seconds.append(time.perf_counter() - before)
-    if rank == 0:
-        Path(folder, "seconds.json").write_text(json.dumps(seconds[WARM_UP:]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return seconds[WARM_UP:]
 
 
-def time_case(case: Case, steps: int, features: int, channels: int) -> list[float]:
-    """Seconds of each step, in processes of their own."""
+def time_cases(cases: list[Case], settings: argparse.Namespace) -> list[list[float]]:
+    """Seconds of each step of the cases, all of as many processes, which are started for them."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (case, steps, features, channels, folder), nprocs=case.processes)
+        arguments = (cases, settings.steps, settings.features, settings.channels, folder)
+        torch.multiprocessing.spawn(work, arguments, nprocs=cases[0].processes)
         return json.loads(Path(folder, "seconds.json").read_text())
 
 
@@ -133,25 +140,27 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     print(f"CPU processes of one thread, joined by gloo; {cores} cores; torch {torch.__version__}")
     print(f"{'scaling':8}{'scope':8}{'regression':17}{'R':>3}{'N':>7}{'B':>5}{'s/step':>9}{'t(1)/t(R)':>11}")
-    rows, first = [], {}
-    for scaling in ("weak", "strong"):
-        for scope in SCOPES:
-            for regression in (EXACT, FEATURES):
-                for processes in settings.processes:
-                    share = processes if scaling == "strong" else 1
-                    count, batch = settings.sleep_samples // share, max(settings.batch // share, 1)
-                    case = Case(scaling, scope, regression, processes, count, batch)
-                    seconds = time_case(case, settings.steps, settings.features, settings.channels)
-                    median = statistics.median(seconds)
-                    ratio = first.setdefault((scaling, scope, regression), median) / median
-                    crowded = processes > cores
-                    rows.append(asdict(case) | {"median": median, "ratio": ratio, "oversubscribed": crowded,
-                                                "seconds": seconds})  # fmt: skip
-                    print(
-                        f"{scaling:8}{scope:8}{regression:17}{processes:3}{count:7}{batch:5}{median:9.3f}{ratio:11.2f}"
-                        + (f"  oversubscribed: {cores} cores" if crowded else ""),
-                        flush=True,
-                    )
+    rows = []
+    first: dict[tuple[str, str, str], float] = {}
+    for processes in settings.processes:
+        shares = {"weak": 1, "strong": processes}
+        cases = [
+            Case(scaling, scope, form, processes, settings.sleep_samples // share, max(settings.batch // share, 1))
+            for scaling, share in shares.items()
+            for scope in SCOPES
+            for form in (EXACT, FEATURES)
+        ]
+        for case, seconds in zip(cases, time_cases(cases, settings), strict=True):
+            median = statistics.median(seconds)
+            ratio = first.setdefault((case.scaling, case.scope, case.regression), median) / median
+            crowded = processes > cores
+            times = {"median": median, "ratio": ratio, "oversubscribed": crowded, "seconds": seconds}
+            rows.append(asdict(case) | times)
+            print(
+                f"{case.scaling:8}{case.scope:8}{case.regression:17}{processes:3}{case.sleep_samples:7}{case.batch:5}"
+                f"{median:9.3f}{ratio:11.2f}" + (f"  oversubscribed: {cores} cores" if crowded else ""),
+                flush=True,
+            )
     return {"cores": cores, "features": settings.features, "channels": settings.channels, "rows": rows}
 
 
