@@ -309,3 +309,29 @@ def test_two_processes_share_the_work_and_agree(tmp_path: Path, monkeypatch: pyt
     assert zero["hash"] == one["hash"]
     assert len(zero["z"]) == len(one["z"]) == 21  # of 41 images
     assert not torch.isin(zero["z"], one["z"]).any()
+
+
+def test_figures_of_two_processes_are_those_of_one_up_to_sampling(
+    tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The distance between training and test images to rounding; of samples, within the spread over seeds."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a forked process must not wait for threads it has not inherited
+
+    def figures(seed: int, **changes: Any) -> dict[str, float]:
+        run = trainer(tmp_path, [callback(cache, seed=seed)], **changes)
+        (logged,) = run.test(Module(), datamodule=Stripes(), verbose=False)
+        return {name: value for name, value in logged.items() if "id_" in name}
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ones = [figures(seed) for seed in range(5)]
+        two = figures(0, strategy="ddp_fork", devices=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert two.keys() == ones[0].keys() > {"test/fid_samples", "test/kid_samples", "test/fid_floor"}
+    for name, value in two.items():
+        values = torch.tensor([one[name] for one in ones], dtype=torch.float64)
+        assert abs(value - float(values.mean())) <= 5 * float(values.std()) + 1e-4 * float(values.abs().max()), name
+        if name == "test/fid_floor":
+            assert value == pytest.approx(float(values[0]), rel=1e-4)
