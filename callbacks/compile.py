@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.distributions import Distribution
 
 from lightning_alws.errors import UserError, condense
 
@@ -45,6 +46,7 @@ class Compile(pl.Callback):
 
     def _try(self, device: torch.device) -> None:
         layer = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).to(device)
+        validates = Distribution._validate_args
         try:
             layer.compile(backend=self.backend)
             with torch.enable_grad():
@@ -55,6 +57,8 @@ class Compile(pl.Callback):
                 f"compile.networks is true, but torch cannot compile with compile.backend '{self.backend}' here "
                 f"({first}); install what it needs, on a CPU a C++ compiler, or leave compile.networks false."
             ) from error
+        finally:  # torch turns the checks of distributions off for good when it first compiles
+            Distribution.set_default_validate_args(validates)
 
 
 def chains(module: nn.Module) -> Iterator[nn.Sequential]:
