@@ -43,7 +43,7 @@ def test_a_run_makes_series_like_the_data(tmp_path: Path) -> None:
     assert logged["inside"] >= 8
     assert before["inside"] <= 6
     assert logged["synthetic_log_likelihood"] > before["synthetic_log_likelihood"] + 5
-    # Not the period: of six cycles and 40 steps it comes out between 22 and 36 samples, from seed to seed; the data's is 21.
+    # Not the period: of so few cycles and steps it comes out as 22 to 36 samples, by the seed; the data have 21.
     model, x = module.evaluation_model, data.observations("test")[0]
     assert logged["capacity"] == pytest.approx(model.log_capacity.exp().item())
     assert logged["largest_error"] == pytest.approx(
