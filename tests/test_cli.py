@@ -59,6 +59,7 @@ def test_run_folder_holds_everything(run: Path) -> None:
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_saved_config_reruns_to_the_same_result(run: Path, tmp_path: Path) -> None:
     assert main(["fit", "--config", str(run / "config.yaml"), "--runs", str(tmp_path)]) == 0
     again, before = (parameters(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path / "run", run))
@@ -230,6 +231,7 @@ def killed_at_once(folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_is_begun_anew_when_asked(tmp_path: Path, capsys) -> None:
     run = killed_at_once(tmp_path)
     before = (run / "results.json").read_bytes()
@@ -251,6 +253,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_begun_anew_when_asked(tmp_p
     assert "previous.ckpt" in [file.name for file in (run / "checkpoints").iterdir()]
 
 
+@pytest.mark.slow
 def test_beginning_anew_overwrites_no_run(run: Path, tmp_path: Path, capsys) -> None:
     assert fit(run.parent, "--trainer.max_steps", "5", "--begin_anew", "true") == 2
     assert "already holds checkpoints" in capsys.readouterr().err
@@ -261,6 +264,7 @@ def test_beginning_anew_overwrites_no_run(run: Path, tmp_path: Path, capsys) -> 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_first_checkpoint_can_be_begun_anew(tmp_path: Path, capsys) -> None:
     missing = ["--data", "MNIST", "--data.root", "/dev/null/nowhere", "--trainer.enable_progress_bar", "false"]
     assert main(["fit", "--config", QUICKSTART, "--runs", str(tmp_path), "--name", "run", *missing]) == 2
@@ -360,6 +364,7 @@ def test_checkpoint_of_a_changed_class_says_what_is_missing(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoint_with_a_renamed_hyperparameter(run: Path, tmp_path: Path, capsys) -> None:
     """To go on would be another run; to test it, the weights are enough."""
     old = changed(run, tmp_path / "old.ckpt", hyper_parameters={"least_noise": 0.3}, alws_version="0.0.7")
@@ -381,6 +386,7 @@ def test_a_precision_without_a_factorisation_is_refused(tmp_path: Path, capsys) 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the event writer's own thread
 @pytest.mark.parametrize("what", ["results", "events"])
+@pytest.mark.slow
 def test_a_disk_that_fills_up_later_leaves_the_checkpoint(tmp_path: Path, capsys, monkeypatch, what: str) -> None:
     """While the record is written at the end of the training, or an event file of TensorBoard's in a later step."""
     assert fit(tmp_path, "--trainer.max_steps", "5", "--test_after_fit", "false") == 0

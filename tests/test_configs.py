@@ -17,8 +17,12 @@ LAUNCH = [file for file in ALL if file.parent.name == "launch"]  # overlays, eac
 FILES = [file for file in ALL if file not in PLANS + LAUNCH]
 IMAGES = [file for file in FILES if file.parent.name != "experiments"]  # those whose data can be chosen
 VARIANTS = ("_short", "_published", "_fixed", "_elbo", "_simulated")  # of other configs, in numbers alone
+LONG = ("ica", "hodgkin_huxley")  # some seconds each, even so
 CASES = [
-    pytest.param(file, None, marks=pytest.mark.slow) if file.stem.endswith(VARIANTS) else (file, None) for file in FILES
+    pytest.param(file, None, marks=pytest.mark.slow)
+    if file.stem.endswith(VARIANTS) or file.stem in LONG
+    else (file, None)
+    for file in FILES
 ] + [
     # Another data set is the same for all; one config shows it, the others in the slow part.
     (file, data) if file.stem == "al_a" else pytest.param(file, data, marks=pytest.mark.slow)

@@ -60,6 +60,7 @@ def samples(model: ImageModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_freshly_built_model_draws_the_same_samples(run: Path, tmp_path: Path, which: str, capsys) -> None:
     out = tmp_path / "weights.safetensors"
     assert exported(run, "--out", str(out), ckpt_path=which) == 0

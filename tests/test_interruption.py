@@ -64,10 +64,10 @@ def uncut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     ("method", "number", "step"),
     [
         ("AL-C", signal.SIGINT, 3),  # within an epoch of 14 batches
-        ("WGAN-GP", signal.SIGTERM, 5),  # where a validation is due
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                ("WGAN-GP", signal.SIGTERM, 5),  # where a validation is due
                 ("AL-C", signal.SIGTERM, 5),
                 ("AL-A", signal.SIGUSR1, 14),  # at the end of an epoch
                 ("AL-F", signal.SIGTERM, 16),

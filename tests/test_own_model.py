@@ -65,6 +65,7 @@ def test_the_page_works_word_for_word(folder: Path) -> None:
     assert np.corrcoef(posterior["latent_means"][:, 0], posterior["observations"][:, 0])[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_it_trains_on_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a forked process must not wait for threads it has not inherited
     torch.set_num_threads(1)

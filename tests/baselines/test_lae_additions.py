@@ -32,6 +32,7 @@ def test_damped_moves_are_langevin_moves_of_the_latents() -> None:
     torch.testing.assert_close(by, vectors @ torch.diag(values / (values + lengths)) @ vectors.T)
 
 
+@pytest.mark.slow
 def test_step_follows_the_acceptance_between_minibatches_alone() -> None:
     """From one at which all moves, and one at which none is accepted; one that is given stays."""
     accepted: list[float] = []

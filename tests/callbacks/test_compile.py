@@ -47,6 +47,7 @@ def test_the_networks_are_found_and_their_copies_left_out() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"chunk": 7}], ids=["all at once", "chunks"])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_run_is_the_same_and_its_checkpoint_has_the_same_names(tmp_path: Path, backend: str, more: dict) -> None:
     found = []
     for networks in (False, True):
@@ -111,6 +112,7 @@ def test_two_processes_stay_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(zero[name], one[name]) for name in zero)
 
 
+@pytest.mark.slow
 def test_every_one_of_many_networks_is_compiled(tmp_path: Path) -> None:
     """Also at other batch sizes and without gradient: torch's own limit is 8 variants of them all."""
     graphs = []

@@ -56,6 +56,7 @@ def test_errors_of_one_image() -> None:
 
 
 @pytest.mark.parametrize("method", [pytest.param("amortised learning", marks=pytest.mark.slow), "variational"])
+@pytest.mark.slow
 def test_a_run_logs_numbers_and_draws(tmp_path: Path, method: str) -> None:
     module, data, callback = MODELS[method](), Images(), figure()
     trainer(tmp_path, [callback, ResultsFile()]).fit(module, datamodule=data)

@@ -82,6 +82,7 @@ def test_a_linear_run_recovers_every_parameter_and_the_likelihood(tmp_path: Path
 
 
 @pytest.mark.parametrize("window", [None, pytest.param((1, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_oscillator_is_measured_and_drawn(tmp_path: Path, window: tuple[int, int] | None, monkeypatch: Any) -> None:
     monkeypatch.setattr("callbacks.oscillator.SIZES", {"val": (30, 120), "test": (30, 120)})
     monkeypatch.setattr("callbacks.oscillator.PARTICLES", {"val": 50, "test": 50})

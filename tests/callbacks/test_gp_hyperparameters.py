@@ -59,6 +59,7 @@ def test_a_run_recovers_the_hyperparameters_and_draws_them(tmp_path: Path) -> No
     assert (tmp_path / "figures" / "test.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_table_has_no_truth(tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     rows = torch.randn(300, 4).cumsum(1) + 0.5 * torch.randn(300, 4)

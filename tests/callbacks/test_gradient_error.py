@@ -24,6 +24,7 @@ from lightning_alws.quantile_kernel import QuantileKernel
 FEW = Counts(observations=4, held_out=5, repeats=2, rival_repeats=2, fit_steps=2)
 
 
+@pytest.mark.slow
 def test_a_run_draws_and_logs_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for count, few in (("GAUSSIAN_STEPS", 3), ("POSTERIOR_SAMPLES", 50), ("POSTERIOR_REPEATS", 2), ("NODES", 21)):
         monkeypatch.setattr(callbacks.gradient_panels, count, few)

@@ -32,6 +32,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize(("likelihood", "shape"), [("gaussian", (3, 8, 8)), ("bernoulli", (1, 8, 8))])
+@pytest.mark.slow
 def test_a_run_draws_them_all_and_logs_their_numbers(likelihood: str, shape: Any, tmp_path: Path) -> None:
     run = trainer(tmp_path, [figure() for figure in FIGURES.values()], max_steps=2, val_check_interval=2)
     data = Images(likelihood, shape)

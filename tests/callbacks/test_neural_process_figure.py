@@ -20,6 +20,7 @@ def small(**settings: int) -> SineFunctions:
     return SineFunctions(training_functions=8, validation_functions=5, test_functions=7, **settings)
 
 
+@pytest.mark.slow
 def test_numbers_and_picture_of_a_run(tmp_path: Path) -> None:
     data = small()
     module = NeuralProcessELBO(2, 4, averaging=0.5, event_shape=data.event_shape)

@@ -87,6 +87,7 @@ def test_what_one_trace_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers["log_likelihood_ml"] >= numbers["log_likelihood_truth"]
 
 
+@pytest.mark.slow
 def test_a_recording_has_no_truth(tmp_path: Path) -> None:
     file = tmp_path / "cell.csv"
     rows = [f"{0.05 * t:.2f},{-65 + float(torch.randn(()))},0" for t in range(60)]

@@ -134,6 +134,7 @@ def test_gradient_approaches_the_exact_one_through_decoder_and_context_encoder()
         assert many[part] < few[part] / 1.5, (few, many)
 
 
+@pytest.mark.slow
 def test_parameters_are_recovered_from_data_of_the_models_own() -> None:
     """The output biases, moved away from the values that made the data; all else stays.
 
