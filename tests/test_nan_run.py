@@ -45,9 +45,8 @@ def test_it_has_failed_and_says_so(
     many = f"{allowed + 1} steps in a row were" if allowed else "1 step was"
     # Of two processes the one whose error is heard first speaks, and the other sees the NaN in the averaged gradient.
     reasons = ["the loss is nan", *["the gradient of generative.decoder.net.0.0.weight holds a NaN"] * two]
-    assert sentence.startswith(
-        tuple(f"{many} skipped (step {FIRST + allowed} because {reason}); " for reason in reasons)
-    )
+    begun = f"{many} skipped (step {FIRST + allowed} because "
+    assert sentence.startswith(tuple(f"{begun}{reason}); " for reason in reasons))
     assert "learning_rate" in sentence
     if not two:
         assert "Traceback" not in said
