@@ -91,7 +91,7 @@ class VoltageFigure(FigureWithHistory):
             torch.tensor(data.input_current), data.observations("test")[0], data.time_step, model.initial_gates
         )
         learnt, truth = vars(model.membrane), vars(data.truth)
-        voltage = float(model.watched()["initial_voltage"])
+        voltage = float(model.watched()["initial_voltage"].detach())
         points = torch.stack([likelihood.point(learnt, voltage), likelihood.point(truth, voltage)])
         values = likelihood(points)
         free = torch.zeros(1, points.shape[1], dtype=torch.bool)

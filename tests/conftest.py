@@ -8,15 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, tests/idx_files.py
 
-from idx_files import write_idx_root
+# The process that only hands out the tests (pytest -n) reads this file too and needs no torch, which takes seconds to
+# import before the first worker is started: imported here is only what all need.
 
-# Test processes beside each other (pytest -n) have together no more threads than one alone would have.
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
+
+def pytest_configure() -> None:
+    """Test processes beside each other (pytest -n) have together no more threads than one alone would have."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
 
 
 def pytest_collection_finish() -> None:
@@ -39,6 +43,8 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root folder with tiny MNIST and Fashion-MNIST files, and as many counts as there are of blowflies."""
+    from idx_files import write_idx_root
+
     root = tmp_path_factory.mktemp("root")
     (root / "blowfly.csv").write_text("count\n" + "\n".join(str(100 + 40 * (row % 19)) for row in range(180)))
     for name in ("MNIST", "FashionMNIST"):
@@ -49,5 +55,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same draws whatever ran before; tests that need other draws seed themselves."""
+    import torch
+
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
