@@ -27,10 +27,18 @@ import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.kernels import GaussianKernel, Kernel, RadialKernel
+from lightning_alws.kernels import GaussianKernel, Kernel, RadialKernel, of_feature_distances
 from lightning_alws.noise import generator, global_seed
 from lightning_alws.precision import full_precision
-from lightning_alws.regression import Factor, FittedRidge, KernelRidge, name_non_finite, safe_cholesky, solve
+from lightning_alws.regression import (
+    Factor,
+    FittedRidge,
+    KernelRidge,
+    name_non_finite,
+    safe_cholesky,
+    solve,
+    with_ridge,
+)
 from lightning_alws.scope import Scope
 
 FeatureMap = Callable[[Tensor], Tensor]
@@ -134,7 +142,7 @@ class FeatureRidge(KernelRidge):
     def _regularised_products(self, mapped: Tensor, scope: Scope) -> Tensor:
         """ΦᵀΦ + λI from Φ (N, D) of each rank."""
         products = scope.sum(mapped.T @ mapped)
-        return products + self.ridge * torch.eye(mapped.shape[1], dtype=mapped.dtype, device=mapped.device)
+        return with_ridge(products, self.ridge)
 
 
 class RandomFeatureRidge(FeatureRidge):
@@ -170,10 +178,11 @@ class RandomFeatureRidge(FeatureRidge):
         check_at_least("model.learning.regression", count=(count, 2))
         if count % 2:
             raise UserError(f"model.learning.regression.count is {count}; features come in pairs: give an even number.")
-        if not isinstance(self.kernel, RadialKernel):
+        if not of_feature_distances(self.kernel):
             raise UserError(
                 f"model.learning.regression is RandomFeatureRidge, but {type(self.kernel).__name__} does not depend on "
-                "distances alone and has no spectrum; use GaussianKernel, MedianKernel, MaternKernel, or NystromRidge."
+                "distances between features alone and has no spectrum; use GaussianKernel, MedianKernel, MaternKernel, "
+                "or NystromRidge."
             )
         self.count, self.orthogonal, self.redraw = count, orthogonal, redraw
         self.register_buffer("frequencies", torch.empty(0))

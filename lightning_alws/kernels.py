@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
+from lightning_alws.gaussian_matrices import gaussian_cross, gaussian_gram
 from lightning_alws.precision import full_precision
 
 FeatureNetwork = Callable[[tuple[int, ...]], nn.Module]
@@ -45,8 +46,12 @@ def median_of_pairs(squared: Tensor) -> Tensor:
     """The median of √squared_ij over pairs i < j, from squared distances (N, N), N ≥ 2; a scalar, never 0."""
     above = torch.triu_indices(len(squared), len(squared), 1, device=squared.device)
     distances = squared[above[0], above[1]].sqrt()
-    # The mean of the two middle values, as numpy's median in the published code; torch's is the lower one.
-    median = distances.double().quantile(0.5).to(squared.dtype)
+    # The mean of the two middle values, as numpy's median in the published code; torch's is the lower one, found
+    # without the sorting that a quantile takes. The upper one is the same, or the least of the values above it.
+    lower = distances.median()
+    beyond = distances > lower
+    upper = distances.where(beyond, math.inf).min().where(2 * beyond.sum() >= len(distances), lower)
+    median = (lower.double() + upper.double()).mul(0.5).to(squared.dtype)
     return median.clamp_min(torch.finfo(squared.dtype).tiny ** 0.5)  # the kernel squares it
 
 
@@ -105,7 +110,7 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def gram(self, features: Tensor) -> Tensor:
-        """K_ij = k(x_i, x_j) from features (N, d), shape (N, N)."""
+        """K_ij = k(x_i, x_j) from features (N, d), shape (N, N); a new matrix, which the regression may write to."""
 
     @abstractmethod
     def cross(self, features: Tensor, query: Tensor) -> Tensor:
@@ -148,6 +153,22 @@ class RadialKernel(Kernel):
         """The kernel's values from squared distances, of the same shape."""
 
 
+def of_feature_distances(kernel: Kernel) -> bool:
+    """Whether k(x, x') is a function of ‖g(x) − g(x')‖ alone, as random features take it to be.
+
+    Not so for a radial kernel that bends the features first, or measures distances of its own: it then has methods of
+    its own for one of these three.
+    """
+    if not isinstance(kernel, RadialKernel):
+        return False
+    kind = type(kernel)
+    return (
+        kind.gram in (RadialKernel.gram, GaussianKernel.gram)
+        and kind.cross in (RadialKernel.cross, GaussianKernel.cross)
+        and kind._squared_distances is RadialKernel._squared_distances
+    )
+
+
 class GaussianKernel(RadialKernel):
     """k(x, x') = exp(−‖g(x) − g(x')‖² / (2 s²)), features g optional (the flattened x without them).
 
@@ -163,6 +184,16 @@ class GaussianKernel(RadialKernel):
     Raises:
         UserError: the bandwidth is not positive.
     """
+
+    def gram(self, features: Tensor) -> Tensor:
+        return gaussian_gram(self._in_bandwidths(features, features))
+
+    def cross(self, features: Tensor, query: Tensor) -> Tensor:
+        return gaussian_cross(*(self._in_bandwidths(side, features) for side in (features, query)))
+
+    def _in_bandwidths(self, features: Tensor, samples: Tensor) -> Tensor:
+        """Features (M, d) from the mean of those of the samples (N, d), in units of s."""
+        return (features - samples.detach().mean(0)) / self.bandwidth.to(features.dtype)
 
     def spectral_scale(self, count: int, draws: torch.Generator) -> Tensor:
         return torch.ones(count, dtype=torch.float64)

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,31 @@ class _Solve(torch.autograd.Function):
 def solve(matrix: Tensor, right: Tensor, factor: Factor) -> Tensor:
     """A⁻¹ right by the factor of A that is there, differentiable in the matrix A and in ``right``."""
     return _Solve.apply(matrix, right, factor)
+
+
+class _WithRidge(torch.autograd.Function):
+    """K ↦ K + λI with the gradient of λ by the diagonal alone: an identity matrix would be passed over five times."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, ridge: Tensor) -> Tensor:
+        """K + λI."""
+        regularised = matrix.clone()
+        regularised.diagonal().add_(ridge.to(matrix.dtype))
+        ctx.dtype = ridge.dtype
+        return regularised
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of K and λ."""
+        return grads[0], grads[0].diagonal().sum().to(ctx.dtype)
+
+
+def with_ridge(matrix: Tensor, ridge: Tensor) -> Tensor:
+    """K + λI, differentiable in K (N, N) and λ; written to K itself where no gradient is asked for."""
+    if torch.is_grad_enabled() and (matrix.requires_grad or ridge.requires_grad):
+        return cast(Tensor, _WithRidge.apply(matrix, ridge))
+    matrix.diagonal().add_(ridge.to(matrix.dtype))
+    return matrix
 
 
 class FittedRidge:
@@ -298,7 +323,7 @@ class KernelRidge(nn.Module):
         if root_importance is not None:
             root = root_importance.to(gram.dtype)
             gram = root[:, None] * gram * root
-        return gram + self.ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        return with_ridge(gram, self.ridge)
 
     def _parameters_flat(self) -> Tensor:
         tensors = [*self.parameters(), *self.buffers()]

@@ -23,6 +23,7 @@ from lightning_alws.kernels import (
     EVERY_STEP_ROWS,
     FeatureNetwork,
     GaussianKernel,
+    RadialKernel,
     full_precision,
     median_distance,
     median_of_pairs,
@@ -144,6 +145,12 @@ class SetGaussianKernel(ElementKernel):
         """What θ is set to, from features (N, n, d) and s: the median MMD between sets, a scalar."""
         some = features[:EVERY_STEP_ROWS]
         return median_of_pairs(self._squared_distances(some, some))
+
+    def gram(self, features: Tensor) -> Tensor:
+        return RadialKernel.gram(self, features)  # by distances that are none between points
+
+    def cross(self, features: Tensor, query: Tensor) -> Tensor:
+        return RadialKernel.cross(self, features, query)
 
     def _squared_distances(self, a: Tensor, b: Tensor) -> Tensor:
         """MMD² between sets with features (N, n, d) and (M, m, d), shape (N, M)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,7 @@ from lightning_alws.kernels import (
     MaternKernel,
     MedianKernel,
     PolynomialKernel,
+    median_of_pairs,
     squared_distances,
 )
 from lightning_alws.networks import MLPFeatures
@@ -226,3 +228,47 @@ def test_the_median_kernel_of_equal_samples_is_a_number() -> None:
     torch.testing.assert_close(kernel.gram(features), torch.ones(10, 10))
     cross = kernel.cross(features, torch.cat([features[:1], features[:1] + 1]))
     torch.testing.assert_close(cross, torch.tensor([1.0, 0.0]).expand(10, 2))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_gaussian_gradient_is_that_of_finite_differences(shift: float) -> None:
+    features, query = torch.randn(6, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    features[4], query[0] = features[1], features[2]  # coinciding with others
+    kernel = GaussianKernel((2,), bandwidth=0.8).double()
+
+    def matrices(features: torch.Tensor, query: torch.Tensor, log_bandwidth: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def both(kernel: Kernel) -> tuple[torch.Tensor, torch.Tensor]:
+            return kernel.gram(features), kernel.cross(features, query)
+
+        return torch.func.functional_call(_Call(kernel, both), {"module.log_bandwidth": log_bandwidth}, ())
+
+    inputs = [(features + shift).requires_grad_(), (query + shift).requires_grad_()]
+    log_bandwidth = kernel.log_bandwidth.detach().requires_grad_()
+    assert torch.autograd.gradcheck(matrices, (*inputs, log_bandwidth), eps=1e-5, atol=1e-6)
+
+
+def test_gaussian_gradient_in_float32_is_near_that_in_float64() -> None:
+    """In 100 dimensions, where the norms that cancel are a hundred times as large as what they leave."""
+    features, query = torch.randn(40, 100), torch.randn(10, 100)
+    features[1] = features[0] + 1e-3
+    towards = torch.randn(40, 50)
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        kernel, leaf = GaussianKernel((100,), bandwidth=10.0).to(dtype), features.to(dtype).requires_grad_()
+        both = torch.cat([kernel.gram(leaf), kernel.cross(leaf, query.to(dtype))], dim=1)
+        grads = torch.autograd.grad((both * towards.to(dtype)).sum(), [leaf, kernel.log_bandwidth])
+        return torch.cat([grad.flatten().double() for grad in grads])
+
+    exact = gradient(torch.float64)
+    assert float((gradient(torch.float32) - exact).norm() / exact.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 30])
+@pytest.mark.parametrize("equal", [False, True])
+def test_median_of_pairs_is_the_mean_of_the_two_middle_values(count: int, equal: bool) -> None:
+    x = torch.randn(count, 2).round() if equal else torch.randn(count, 2)
+    squared = torch.cdist(x.double(), x.double()).square().float()
+    above = squared[torch.ones_like(squared).triu(1) > 0].sqrt()
+    assert float(median_of_pairs(squared)) == pytest.approx(max(float(np.median(above.numpy())), 1e-19), rel=1e-6)
+    squared[0, 1] = math.nan
+    assert math.isnan(float(median_of_pairs(squared)))

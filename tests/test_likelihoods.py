@@ -22,6 +22,7 @@ from lightning_alws.likelihoods import (
     LogNormal,
     Poisson,
 )
+from lightning_alws.likelihoods.discrete import coins
 
 N, B, EVENT, CLASSES = 6, 4, (1, 2, 3), 5
 
@@ -46,6 +47,14 @@ def leaf(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
 def bernoulli() -> Case:
     x = torch.rand(B, *EVENT).round().double()
     return Case([leaf(N, *EVENT)], Bernoulli, lambda logits: torch.distributions.Bernoulli(logits=logits), x)
+
+
+def bernoulli_of_means() -> Case:
+    def likelihood(mean: Tensor) -> Bernoulli:
+        return Bernoulli.of_mean(mean)
+
+    mean = (0.01 + 0.98 * torch.rand(N, *EVENT, dtype=torch.float64)).requires_grad_()
+    return Case([mean], likelihood, torch.distributions.Bernoulli, torch.rand(B, *EVENT).round().double())
 
 
 def normal(mean: Tensor, log_scale: Tensor) -> Distribution:
@@ -93,6 +102,7 @@ def categorical(dtype: torch.dtype) -> Callable[[], Case]:
 
 CASES = {
     "Bernoulli": bernoulli,
+    "Bernoulli-means": bernoulli_of_means,
     "Gaussian": gaussian,
     "DiagonalGaussian-rows": diagonal_gaussian(N, *EVENT),
     "DiagonalGaussian-shared": diagonal_gaussian(*EVENT),
@@ -347,3 +357,40 @@ def test_categorical_mean_and_frequencies() -> None:
     torch.testing.assert_close(likelihood.mean[0], torch.tensor([2.0]))
     frequencies = torch.bincount(likelihood.sample().flatten().long(), minlength=4) / 20_000
     torch.testing.assert_close(frequencies, likelihood.probabilities[0, 0], rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coins_are_those_that_torch_tosses(dtype: torch.dtype) -> None:
+    """On a CPU; the probability of a draw is then as exact as its."""
+    probabilities = torch.rand(50_000, dtype=dtype) ** 20
+    torch.manual_seed(1)
+    theirs = torch.bernoulli(probabilities)
+    torch.manual_seed(1)
+    assert torch.equal(coins(probabilities), theirs)
+
+
+def test_coins_of_certain_and_of_no_probability() -> None:
+    nan = math.nan
+    drawn = coins(torch.tensor([0.0, 1.0, nan]).repeat(10_000, 1))
+    torch.testing.assert_close(drawn, torch.tensor([0.0, 1.0, nan]).expand_as(drawn), equal_nan=True)
+
+
+def test_coins_of_half_precision_come_true_as_often_as_they_should() -> None:
+    """Uniforms in bfloat16 would have 256 values."""
+    probability = torch.tensor(0.001, dtype=torch.bfloat16)
+    drawn = coins(probability.expand(1_000_000))
+    assert drawn.dtype == torch.bfloat16
+    assert abs(float(drawn.float().mean()) - float(probability)) < 5 * (0.001 / 1_000_000) ** 0.5
+
+
+@every_case
+def test_weights_alone_have_the_same_expectation_and_gradient(case) -> None:
+    """Where the likelihood has no gradient, pairs of samples and observations take the place of a product."""
+    case = case()
+    likelihood, weights = case.build()[0], leaf(N, B)
+    ours = likelihood.detach().expectation(weights, case.x)
+    pairs = torch.stack([likelihood.log_prob(x.expand(N, *x.shape)) for x in case.x], dim=1)
+    torch.testing.assert_close(ours, (weights * pairs).sum(0))
+    towards = torch.randn(B, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(ours @ towards, weights)
+    torch.testing.assert_close(gradient, pairs.detach() * towards)

@@ -10,7 +10,7 @@ from sklearn.kernel_ridge import KernelRidge as Oracle
 from lightning_alws.errors import UserError
 from lightning_alws.kernels import GaussianKernel
 from lightning_alws.networks import MLPFeatures
-from lightning_alws.regression import AnnealedRidge, KernelRidge, freeze, name_non_finite, safe_cholesky
+from lightning_alws.regression import AnnealedRidge, KernelRidge, freeze, name_non_finite, safe_cholesky, with_ridge
 
 
 def problem(count: int = 40, queries: int = 7, targets: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -161,3 +161,12 @@ def test_frozen_kernel_has_buffers_only_and_the_same_weights() -> None:
     assert list(regression.parameters()) == []
     assert regression.state_dict().keys() == state.keys()
     torch.testing.assert_close(regression.fit(x).weights(query), before)
+
+
+def test_a_ridge_is_added_to_the_diagonal_and_learns_from_it() -> None:
+    matrix, ridge = torch.randn(5, 5, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    expected, given = matrix + 0.3 * torch.eye(5), matrix.clone()
+    torch.testing.assert_close(with_ridge(given.requires_grad_(), ridge), expected)
+    assert torch.equal(given, matrix), "a matrix with a gradient is left as it is"
+    assert torch.autograd.gradcheck(with_ridge, (given, ridge.clone().requires_grad_()))
+    torch.testing.assert_close(with_ridge(matrix, ridge), expected)

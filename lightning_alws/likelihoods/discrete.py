@@ -18,14 +18,21 @@ class Bernoulli(Likelihood):
 
     Args:
         logits: a, shape (N, *event).
+        mean: sigmoid(a), where it is known and neither 0 nor 1: Ψ = −Σ_d log(1 − mean_d) then takes a quarter of the
+            time of the softplus.
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, logits: Tensor, mean: Tensor | None = None) -> None:
+        self.logits, self._mean = logits, mean
+
+    @classmethod
+    def of_mean(cls, mean: Tensor) -> Self:
+        """The law of means in (0, 1), shape (N, *event)."""
+        return cls(mean.logit(), mean)
 
     @property
     def mean(self) -> Tensor:
-        return self.logits.sigmoid()
+        return self.logits.sigmoid() if self._mean is None else self._mean
 
     @property
     def natural_parameters(self) -> Tensor:
@@ -33,19 +40,32 @@ class Bernoulli(Likelihood):
 
     @property
     def log_normaliser(self) -> Tensor:
-        return functional.softplus(self.natural_parameters).sum(-1)
+        if self._mean is None:
+            return functional.softplus(self.natural_parameters).sum(-1)
+        return -(1 - self._mean.flatten(1)).log().sum(-1)
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        # torch.bernoulli raises for a NaN, on this rank alone; a NaN sample is found, named and skipped on all ranks.
-        mean = self.mean
-        return torch.where(mean.isnan(), mean, torch.bernoulli(mean.nan_to_num(0.5)))
+        return coins(self.mean)
 
     def map(self, rows: TensorMap, shared: TensorMap) -> Self:
-        return type(self)(rows(self.logits))
+        return type(self)(rows(self.logits), None if self._mean is None else rows(self._mean))
+
+
+def coins(probabilities: Tensor) -> Tensor:
+    """1 with each of the probabilities and 0 otherwise, of their shape and dtype; NaN where one is NaN.
+
+    In a fifth of the time of ``torch.bernoulli`` on a CPU, and without its error for a NaN, which would end one process
+    alone: a NaN sample is found, named and its step skipped by all. As there, uniforms u lie on the multiples of 2⁻²⁴
+    (2⁻⁵³ in float64), so that P(u < p) is the next one from p on: right to less than 6e-8, the spacing of float32 below
+    1, but a probability below 2⁻²⁴ that is not 0 comes true as often as 2⁻²⁴ does.
+    """
+    uniform = torch.rand_like(probabilities, dtype=torch.promote_types(probabilities.dtype, torch.float32))
+    # u − p has the sign of the comparison, floor makes it −1 or 0, and both pass a NaN on; in place, as memory is slow.
+    return uniform.sub_(probabilities).floor_().abs_().to(probabilities.dtype)
 
 
 class Poisson(Likelihood):
@@ -86,7 +106,7 @@ class Poisson(Likelihood):
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        # As for Bernoulli: torch.poisson raises for a NaN.
+        # As for coins: torch.poisson raises for a NaN.
         rate = self.mean
         possible = rate < LARGEST_RATE
         return torch.where(possible, torch.poisson(torch.where(possible, rate, 0.0)), torch.nan)
@@ -144,7 +164,7 @@ class Categorical(Likelihood):
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        # As for Bernoulli: torch.multinomial raises for a NaN.
+        # As for coins: torch.multinomial raises for a NaN.
         probabilities = self.probabilities.flatten(0, -2)
         drawn = torch.multinomial(probabilities.nan_to_num(1.0), 1)[:, 0].to(self.logits.dtype)
         return torch.where(probabilities.isnan().any(-1), torch.nan, drawn).view(self.logits.shape[:-1])

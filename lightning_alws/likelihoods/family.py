@@ -85,7 +85,12 @@ class Likelihood(ABC):
 
     def expectation(self, weights: Tensor, x: Tensor) -> Tensor:
         """Σ_n W_nb log p_θ(x_b|z_n) for weights (N, B) and x (B, *event), shape (B,); differentiable in θ."""
-        inner = ((weights.T @ self.natural_parameters) * self.sufficient_statistics(x)).sum(-1)
+        parameters, statistics = self.natural_parameters, self.sufficient_statistics(x)
+        if weights.requires_grad and not parameters.requires_grad:
+            # A kernel's objective: log p of every pair makes the gradient of the weights, with no second product.
+            inner = (weights * (parameters @ statistics.T)).sum(0)
+        else:
+            inner = ((weights.T @ parameters) * statistics).sum(-1)
         return inner - weights.T @ self.log_normaliser + weights.sum(0) * self.log_base_measure(x)
 
 

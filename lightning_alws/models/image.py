@@ -28,8 +28,7 @@ class BernoulliPixels(nn.Module):
     """Decoder output a (N, C, H, W) → Bernoulli with mean squeezed into [1e-4, 1 − 1e-4]."""
 
     def forward(self, output: Tensor) -> Likelihood:
-        mean = SQUEEZE + (1 - 2 * SQUEEZE) * output.sigmoid()
-        return Bernoulli(mean.log() - (-mean).log1p())
+        return Bernoulli.of_mean(output.sigmoid().mul(1 - 2 * SQUEEZE).add_(SQUEEZE))
 
 
 class GaussianPixels(nn.Module):
