@@ -36,6 +36,7 @@ import lightning_alws.quantile_kernel
 import lightning_alws.set_kernels
 import lightning_alws.standard_kernel
 import lightning_alws.trace_features  # noqa: F401
+from lightning_alws.allocation import keep_freed
 from lightning_alws.checkpoints import FROM_DATA, AtomicCheckpointIO
 from lightning_alws.comparison.command import compare
 from lightning_alws.errors import UserError, condense
@@ -234,6 +235,7 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [argument for argument in args if argument != "--debug"]
     quieten()
+    keep_freed()
     # Where a model of one's own lies; behind everything else, so that no file there hides an installed module.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)

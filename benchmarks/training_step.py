@@ -45,6 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import BatchLoader
+from lightning_alws.allocation import keep_freed
 from lightning_alws.baselines import ImageVAE
 from lightning_alws.kernels import MedianKernel
 from lightning_alws.learning import Learning
@@ -436,6 +437,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--references", choices=("true", "false"), default="true", help="the published steps")
     parser.add_argument("--start-up", choices=("true", "false"), default="true")
+    parser.add_argument("--keep-freed", choices=("true", "false"), default="true", help="as alws does for a training")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
@@ -444,6 +446,7 @@ def options() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, print and write."""
     given = options().parse_args()
+    kept = keep_freed() if given.keep_freed == "true" else False
     if given.threads:
         torch.set_num_threads(given.threads)
     device = torch.device(given.device)
@@ -455,6 +458,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "clock": given.clock,
         "channels": given.channels,
+        "freed memory kept": kept,
         "load before": os.getloadavg()[0],
     }
     print(", ".join(f"{name} {value}" for name, value in about.items()))
