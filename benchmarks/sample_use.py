@@ -322,9 +322,7 @@ def main() -> None:
         problem = Problem(make)
         print(f"\n{name}: RMS error and bias of the gradient over its length, N = {count}, {repeats} repeats")
         recycling = record.setdefault(name, {})["recycling"] = of_recycling(problem, count, CHAINS)
-        print(
-            "  while the kernel is trained: the gradient's error, and at the end that of log p over its variance"
-        )
+        print("  while the kernel is trained: the gradient's error, and at the end that of log p over its variance")
         for use, (rms, error) in recycling.items():
             print(f"  {use:28} {rms:7.3f} {error:7.4f}", flush=True)
         if options.only_recycling:
