@@ -41,7 +41,7 @@ from lightning_alws.comparison.command import compare
 from lightning_alws.errors import UserError, condense
 from lightning_alws.export import export
 from lightning_alws.files import atomic_write
-from lightning_alws.messages import ending, quieten
+from lightning_alws.messages import ending, quieten, stopped
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.run_folder import check_checkpoint, check_settings, checkpoint_to_load, default_name
 
@@ -246,6 +246,12 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         end = ending(error, "--out" if args[:1] in (["compare"], ["export"]) else "--runs", debug)
         if end is None:
+            raise
+        print(f"alws: {end[0]}", file=sys.stderr)
+        return end[1]
+    except (KeyboardInterrupt, SystemExit) as error:
+        end = stopped(error)
+        if end is None or debug:
             raise
         print(f"alws: {end[0]}", file=sys.stderr)
         return end[1]

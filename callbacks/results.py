@@ -16,10 +16,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks.signals import Interrupted
-from lightning_alws.errors import raised_in_child
+from lightning_alws.errors import UserError, raised_in_child
 from lightning_alws.files import write_json
+from lightning_alws.memory import memory_sentence
 from lightning_alws.noise import global_seed
 
 FILE = "results.json"
@@ -100,8 +102,11 @@ class ResultsFile(Callback):
         """A run that failed says so; commands that write nothing here when they succeed write no failure either."""
         if trainer.state.fn in ("validate", "predict") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        status = "interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "failed"
+        stops = KeyboardInterrupt | Interrupted | SIGTERMException
+        status = "interrupted" if isinstance(exception, stops) else "failed"
         name, first_line = type(exception).__name__, next(iter(str(exception).splitlines()), "")
+        if not isinstance(exception, UserError):
+            first_line = memory_sentence(exception) or first_line
         child = raised_in_child(exception)
         if child is not None:
             name, first_line = child

@@ -48,6 +48,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "written to, and continue with --ckpt_path last."
             ) from error
 
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        """Read numbers, strings and containers of them, from a local file, whatever the caller asks for."""
+        if "://" in str(path):
+            raise UserError(f"ckpt_path is {path}; a checkpoint is loaded from a local file only, download it first.")
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
 
 class Hashing:
     """A file to write to that computes the SHA-256 of what passes through."""

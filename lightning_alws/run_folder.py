@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.results import FILE as RESULTS
-from lightning_alws.checkpoints import FROM_DATA, compare_with_checkpoint, last_whole
+from lightning_alws.checkpoints import FROM_DATA, compare_with_checkpoint, is_whole, last_whole
 from lightning_alws.errors import UserError
 
 BEGIN_ANEW = "if no process is at work on it, begin it again with --begin_anew true"
@@ -97,6 +99,28 @@ def check_checkpoint(path: Path, config: Any, subcommand: str, model: dict[str, 
     of_this_run = path.resolve().parent.parent == folder.resolve()
     if subcommand in ("fit", "test") and not of_this_run and not config.trainer.fast_dev_run:
         refuse_to_overwrite(folder)
+    if subcommand == "fit" and of_this_run and not config.trainer.fast_dev_run:
+        refuse_to_go_back(path, folder)
+
+
+def refuse_to_go_back(path: Path, folder: Path) -> None:
+    """Raise a UserError if a run would be continued from an earlier step than its last one, which it would lose.
+
+    Args:
+        path: the checkpoint to go on from, in the run folder.
+        folder: of the run.
+    """
+    last = folder / CHECKPOINTS / "last.ckpt"
+    if path.resolve() == last.resolve() or not is_whole(last):
+        return
+    begun, reached = (
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True)["global_step"] for file in (path, last)
+    )
+    if begun < reached:
+        raise UserError(
+            f"ckpt_path is {path}, of step {begun}, but the run in {folder} has reached step {reached}, which would be "
+            "overwritten; go on with --ckpt_path last, or give this checkpoint and another --name."
+        )
 
 
 def has_checkpoint(folder: Path) -> bool:

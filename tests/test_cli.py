@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from cli import CONFIGS, main
 from lightning_alws.checkpoints import flatten, is_whole, last_whole
 from lightning_alws.errors import condense
+from lightning_alws.run_folder import refuse_to_go_back
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
 SMALL = ["--model.learning.sleep_samples", "40", "--model.learning.held_out", "20", "--model.decoder.hidden", "[8]",
@@ -133,6 +135,22 @@ def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str
     assert fit(run.parent, "--trainer.max_steps", "3") == 2
     assert "--ckpt_path last" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_no_step_of_a_run_is_overwritten_by_an_earlier_one(run: Path, tmp_path: Path, capsys) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    previous = run / "checkpoints" / "previous.ckpt"
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--trainer.max_steps", "12"]
+    assert main([*arguments, "--ckpt_path", str(previous)]) == 2
+    said = capsys.readouterr().err
+    assert f"ckpt_path is {previous}, of step 5, but the run in {run} has reached step 10, which would be" in said
+    assert "go on with --ckpt_path last, or give this checkpoint and another --name" in said
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    # Where the last one is damaged, an earlier one may be named.
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    refuse_to_go_back(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    refuse_to_go_back(tmp_path / "run" / "checkpoints" / "previous.ckpt", tmp_path / "run")
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
