@@ -68,6 +68,13 @@ class Parser(LightningArgumentParser):
         """Raise what is wrong as a UserError instead of printing the usage."""
         raise UserError(condense(message)) from ex
 
+    def parse_path(self, cfg_path: Any, *args: Any, **settings: Any) -> Any:
+        """A config, or a UserError if it is no text."""
+        try:
+            return super().parse_path(cfg_path, *args, **settings)
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config {cfg_path} is no text ({error}); give a YAML file.") from error
+
 
 class SaveConfig(SaveConfigCallback):
     """``config.yaml`` in the run folder, whole or not at all; written by ``fit`` alone."""
@@ -128,12 +135,12 @@ class AlwsCLI(LightningCLI):
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         config.name = config.name or default_name(config)
-        check_settings(config)
+        check_settings(config, subcommand)
         path = checkpoint_to_load(config, subcommand)
         config.ckpt_path = None if path is None else str(path)
         if path is not None:
             self._dump_config()
-            check_checkpoint(path, config, subcommand, self.config_dump["model"])
+            check_checkpoint(path, config, subcommand, self.config_dump)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, at home in the run folder, with checkpoints that are written whole.

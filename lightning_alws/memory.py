@@ -82,7 +82,10 @@ def _where(error: BaseException) -> str:
     for kind, found in kinds:
         owner: Any = next((one for one in found if isinstance(one, kind)), None)
         if owner is not None:
-            return owner.too_large() if hasattr(owner, "too_large") else _in_general(owner)
+            try:
+                return owner.too_large()
+            except AttributeError:  # it has none, or is only being made
+                return _in_general(owner)
     return "in this command; lower the batch size, the counts of samples or the size of the networks."
 
 

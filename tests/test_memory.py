@@ -191,6 +191,9 @@ def test_data_and_other_places_too(tmp_path: Path) -> None:
         "with more memory.",
         2,
     )
+    with pytest.raises(RuntimeError) as raised:  # before the model knows of its own settings
+        image_model(latent_dim=MORE_THAN_THERE_IS)
+    assert "in the model ImageModel; lower the batch size" in str(memory_sentence(raised.value))
     assert memory_sentence(torch.OutOfMemoryError(str(CUDA))) == (
         "memory ran out (12.50 GiB more were asked for) in this command; lower the batch size, the counts of samples "
         "or the size of the networks."
