@@ -155,7 +155,11 @@ def test_no_step_of_a_run_is_overwritten_by_an_earlier_one(run: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("setting", "value", "before"),
-    [("seed_everything", "7", "0"), ("data.validation_size", "20", "150"), ("data.batch_size", "50", "100")],
+    [
+        ("seed_everything", "7", "0"),
+        ("data.validation_size", "20", "150"),
+        pytest.param("data.batch_size", "50", "100", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_is_not_continued_on_other_data_or_from_another_seed(
     run: Path, capsys, setting: str, value: str, before: str
