@@ -42,7 +42,7 @@ from lightning_alws.comparison.command import compare
 from lightning_alws.errors import UserError, condense
 from lightning_alws.export import export
 from lightning_alws.files import atomic_write
-from lightning_alws.messages import ending, quieten
+from lightning_alws.messages import ending, quieten, stopped
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.run_folder import check_checkpoint, check_settings, checkpoint_to_load, default_name
 
@@ -68,6 +68,13 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong as a UserError instead of printing the usage."""
         raise UserError(condense(message)) from ex
+
+    def parse_path(self, cfg_path: Any, *args: Any, **settings: Any) -> Any:
+        """A config, or a UserError if it is no text."""
+        try:
+            return super().parse_path(cfg_path, *args, **settings)
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config {cfg_path} is no text ({error}); give a YAML file.") from error
 
 
 class SaveConfig(SaveConfigCallback):
@@ -129,12 +136,12 @@ class AlwsCLI(LightningCLI):
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         config.name = config.name or default_name(config)
-        check_settings(config)
+        check_settings(config, subcommand)
         path = checkpoint_to_load(config, subcommand)
         config.ckpt_path = None if path is None else str(path)
         if path is not None:
             self._dump_config()
-            check_checkpoint(path, config, subcommand, self.config_dump["model"])
+            check_checkpoint(path, config, subcommand, self.config_dump)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, at home in the run folder, with checkpoints that are written whole.
@@ -248,6 +255,12 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         end = ending(error, "--out" if args[:1] in (["compare"], ["export"]) else "--runs", debug)
         if end is None:
+            raise
+        print(f"alws: {end[0]}", file=sys.stderr)
+        return end[1]
+    except (KeyboardInterrupt, SystemExit) as error:
+        end = stopped(error)
+        if end is None or debug:
             raise
         print(f"alws: {end[0]}", file=sys.stderr)
         return end[1]

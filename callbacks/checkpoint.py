@@ -20,12 +20,17 @@ class RunCheckpoint(ModelCheckpoint):
     """Keeps the last checkpoint and the best one by a monitored figure; saved whenever the validation has run.
 
     On Ctrl-C, SIGTERM and SIGUSR1 the batch is finished, and the validation if one is due, the last checkpoint saved,
-    and :class:`~callbacks.signals.Interrupted` raised, on all ranks after the same batch.
+    and :class:`~callbacks.signals.Interrupted` raised, on all ranks after the same batch. In a test, a validation by
+    itself or a prediction, which save nothing, it is raised at once.
 
     Args:
         monitor: a logged figure, such as ``val/fid_samples`` or ``val/log_likelihood``; "auto" is the former for images
             and nothing for other data (the last checkpoint is then the best); null for nothing.
         mode: whether the least or the greatest is the best.
+
+    Raises:
+        UserError: in ``fit``, if the validation does not log the figure; before the first step where a setting such as
+            ``fid_kid.val_samples`` 0 tells.
     """
 
     def __init__(self, monitor: str | None = "auto", mode: Literal["min", "max"] = "min") -> None:
@@ -42,6 +47,21 @@ class RunCheckpoint(ModelCheckpoint):
             self.monitor = "val/fid_samples" if hasattr(trainer.datamodule, "images") else None  # type: ignore[attr-defined]
         self.dirpath = str((Path(trainer.default_root_dir) / FOLDER).resolve())
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a figure that another callback has been told not to measure."""
+        super().on_fit_start(trainer, pl_module)
+        if not trainer.enable_validation or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            off = callback.switched_off(trainer) if hasattr(callback, "switched_off") else {}
+            setting = next((off[start] for start in off if str(self.monitor).startswith(start)), None)
+            if setting is not None:
+                raise UserError(
+                    f"checkpoint.monitor is {self.monitor}, but {setting} is 0, so that no validation measures it; "
+                    "raise that, or give another figure of the validation for checkpoint.monitor, such as "
+                    "val/objective with checkpoint.mode max, or null for none."
+                )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to watch for signals; clear away what a killed process left half-written."""
@@ -74,6 +94,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after the validation."""
+        if trainer.state.fn == "validate":
+            self._signals.stop()
         figures = trainer.callback_metrics
         idle = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.monitor not in {None, *figures} and not idle:
@@ -89,8 +111,29 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where training ended, be it between two validations; Lightning does so only if it never saved before."""
+        received = self._signal_on_any_rank(trainer)  # in the last validation; no test is to follow
         self._signals.stop()
         self._save_last(trainer)
+        if received:
+            raise Interrupted(received, trainer.global_step)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to watch for signals; likewise below."""
+        self._signals.start("test")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back; likewise below."""
+        self._signals.stop()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._signals.start("predict")
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._signals.stop()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._signals.start("validate")
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         """Save ``last.ckpt`` unless this step is saved already."""

@@ -87,6 +87,17 @@ class FIDKID(Callback):
         self._counts: dict[str, int] = {}
         self._subset_sizes: dict[str, int] = {}
 
+    def switched_off(self, trainer: pl.Trainer) -> dict[str, str]:
+        """How the names of figures begin that no validation will have, and the setting that says so."""
+        return {} if self.val_samples else dict.fromkeys(("val/fid_", "val/kid_"), "fid_kid.val_samples")
+
+    def too_large(self) -> str:
+        """Where memory ran out, and what takes less; the end of a sentence."""
+        return (
+            f"in the figures of fid_kid, with at most {self.val_samples} images in a validation and {self.num_samples} "
+            "in the test; lower fid_kid.val_samples or fid_kid.num_samples, and go on with --ckpt_path last."
+        )
+
     def provenance(self) -> dict[str, Any]:
         """What the figures rest on; empty before the first ones."""
         if self._extractor is None or not self._counts:

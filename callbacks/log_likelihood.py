@@ -103,6 +103,21 @@ class LogLikelihood(Callback):
         self.dequantise = dequantise
         self._provenance: dict[str, Any] = {}
 
+    def switched_off(self, trainer: pl.Trainer) -> dict[str, str]:
+        """Figures that no validation will have, and the setting that says so; an experiment's figure may have them."""
+        others = any(hasattr(callback, "measure") for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.val_samples or others or not hasattr(trainer.datamodule, "images"):  # type: ignore[attr-defined]
+            return {}
+        return dict.fromkeys(("val/log_likelihood", "val/effective_samples"), "log_likelihood.val_samples")
+
+    def too_large(self) -> str:
+        """Where memory ran out, and what takes less; the end of a sentence."""
+        return (
+            f"in the estimate of the log-likelihood of at most {self.max_images} images; lower "
+            "log_likelihood.max_images, or with annealing log_likelihood.annealing.chains, and go on with "
+            "--ckpt_path last."
+        )
+
     def provenance(self) -> dict[str, Any]:
         """How the test figures were made."""
         return self._provenance

@@ -62,6 +62,13 @@ class Predictions(Callback):
         self.observations = observations
         self._parts: list[dict[str, Tensor]] = []
 
+    def too_large(self) -> str:
+        """Where memory ran out, and what takes less; the end of a sentence."""
+        return (
+            f"in the predictions, with {self.num_samples} samples and {self.num_observations} observations; lower "
+            "predictions.num_samples, predictions.num_observations, data.eval_batch_size or the model's sleep samples."
+        )
+
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the samples."""
         self._parts = []

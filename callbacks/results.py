@@ -16,10 +16,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks.signals import Interrupted
-from lightning_alws.errors import raised_in_child
+from lightning_alws.errors import UserError, raised_in_child
 from lightning_alws.files import write_json
+from lightning_alws.memory import memory_sentence
 from lightning_alws.noise import global_seed
 
 FILE = "results.json"
@@ -30,6 +32,7 @@ FIGURES = {
     "fid_kid": ("fid_", "kid_"),
 }
 SKIPPED_NAMED = 20  # files left out of the data that are named, beside their number
+PARTS = ("training", "provenance")
 NO_COUNTS = ("seed", "val")  # whole numbers that a test may have less of
 PACKAGES = ("alws", "torch", "torchvision", "pytorch-lightning", "torchmetrics")
 
@@ -100,8 +103,11 @@ class ResultsFile(Callback):
         """A run that failed says so; commands that write nothing here when they succeed write no failure either."""
         if trainer.state.fn in ("validate", "predict") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        status = "interrupted" if isinstance(exception, KeyboardInterrupt | Interrupted) else "failed"
+        stops = KeyboardInterrupt | Interrupted | SIGTERMException
+        status = "interrupted" if isinstance(exception, stops) else "failed"
         name, first_line = type(exception).__name__, next(iter(str(exception).splitlines()), "")
+        if not isinstance(exception, UserError):
+            first_line = memory_sentence(exception) or first_line
         child = raised_in_child(exception)
         if child is not None:
             name, first_line = child
@@ -117,7 +123,7 @@ class ResultsFile(Callback):
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / FILE
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = read_record(path)
         testing = trainer.state.fn == "test"
         metrics, provenance = dict(before.get("metrics", {})), dict(before.get("provenance", {}))
         new = {name: _finite(float(value)) for name, value in sorted(trainer.callback_metrics.items())}
@@ -176,10 +182,24 @@ class ResultsFile(Callback):
         )
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What a ``results.json`` holds; nothing where there is none, or, with a warning, where it is damaged."""
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not all(isinstance(record.get(part, {}), dict) for part in ("metrics", *PARTS)):
+        pl.utilities.rank_zero_warn(f"{path} is damaged; its record is begun anew, with what the checkpoint knows.")
+        return {}
+    return record
+
+
 def note_ending(path: Path, status: str, error: str) -> None:
     """Change how a run ended, in its ``results.json``, and nothing else; how far it came, its checkpoint tells."""
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_record(path)
         write_json(path, {"status": status, "error": error, **{k: v for k, v in before.items() if k != "status"}})
 
 

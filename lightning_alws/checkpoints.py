@@ -19,6 +19,8 @@ from lightning_alws.files import atomic_write, write_json
 CHECKSUMS = "checksums.json"
 MOST_CHECKSUMS = 20  # of each name: so many kills in a row would have to fall between two system calls
 PREVIOUS = {"last.ckpt": "previous.ckpt"}  # what a file becomes when the next of its name is written
+IN_ALL = {"state_dict", "pytorch-lightning_version", "global_step", "epoch"}  # what every checkpoint of a run holds
+TO_GO_ON = {"optimizer_states", "lr_schedulers", "loops", "callbacks"}  # and what a training needs besides
 # What a model takes from the data module.
 FROM_DATA = ("image_shape", "likelihood", "event_shape", "input_current", "time_step")
 
@@ -47,6 +49,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the checkpoint {path} cannot be written ({reason}); free some space, or see that its folder can be "
                 "written to, and continue with --ckpt_path last."
             ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        """Read numbers, strings and containers of them, from a local file, whatever the caller asks for."""
+        if "://" in str(path):
+            raise UserError(f"ckpt_path is {path}; a checkpoint is loaded from a local file only, download it first.")
+        return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 class Hashing:
@@ -171,8 +179,14 @@ def compare_with_checkpoint(path: Path, model: dict[str, Any], resuming: bool) -
         raise UserError(
             f"the checkpoint {path} cannot be read ({condense(str(error))}); use an earlier one."
         ) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= IN_ALL:
         raise UserError(f"ckpt_path is {path}, which holds no checkpoint of a run; give last.ckpt or best.ckpt of one.")
+    lacking = sorted(TO_GO_ON - checkpoint.keys())
+    if resuming and lacking:
+        raise UserError(
+            f"the checkpoint {path} lacks {' and '.join(lacking)}, without which a run cannot go on; give last.ckpt or "
+            "best.ckpt as a run has written them."
+        )
     stored = dict(checkpoint.get("hyper_parameters", {}))
     stored_class = stored.pop("_class_path", None)
     if stored_class is not None and stored_class != model["class_path"]:

@@ -32,6 +32,7 @@ class GuardedModule(pl.LightningModule):
         self.skipped_in_a_row = 0
         self._gradients_are_real = False  # some batch since the last step was learnt from
         self._batch_is_skipped = False
+        self._dropped_in = -1  # the last batch in which a gradient was dropped
         self._loss: Tensor | None = None
 
     def any_rank(self, flag: bool) -> bool:
@@ -66,14 +67,20 @@ class GuardedModule(pl.LightningModule):
         self._batch_is_skipped = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """After skipped batches only, or with a gradient that is not finite, drop it."""
-        gradients = self._gradients(optimizer)
+        """After skipped batches only, or with a gradient that is not finite, drop it.
+
+        Of several steps in one batch, as a critic takes, those that are dropped count as one, and a last good one does
+        not end the row.
+        """
+        gradients, batch = self._gradients(optimizer), self.trainer.fit_loop.total_batch_idx
         if self._gradients_are_real and not is_finite(list(gradients.values())):
-            self._count_skip(self._what_is_not_finite(gradients))
+            if self._dropped_in != batch:
+                self._count_skip(self._what_is_not_finite(gradients))
+            self._dropped_in = batch
             self._gradients_are_real = False
         if not self._gradients_are_real:
             optimizer.zero_grad(set_to_none=True)
-        else:
+        elif self._dropped_in != batch:
             self.skipped_in_a_row = 0
         self._gradients_are_real = False
         self._loss = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import warnings
 
 import yaml
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks.signals import Interrupted
 from lightning_alws.errors import UserError, condense, lost_process, raised_in_child
+from lightning_alws.memory import memory_sentence
 
 MENDABLE = (UserError, MisconfigurationException, OSError, yaml.YAMLError)  # by the user; others are ours to mend
 
@@ -22,6 +24,7 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
     a signal, the run saved            128 plus the signal's number
     another process of the run died    1
     a mistake, a file, a full disk     2
+    memory ran out                     2
     anything else, or ``debug``        None: Python's own traceback, status 1
     =================================  ======================================
 
@@ -31,9 +34,8 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
         debug: whether the user asked for tracebacks.
     """
     if (child := raised_in_child(error)) is not None:
-        known = Interrupted.said(child[1]) or (
-            UserError(child[1]) if child[0] == "UserError" else RuntimeError(child[1])
-        )
+        kinds = {"UserError": UserError, "MemoryError": MemoryError, "OutOfMemoryError": MemoryError}
+        known = Interrupted.said(child[1]) or kinds.get(child[0], RuntimeError)(child[1])
         error = error if debug and not isinstance(known, Interrupted) else known
     if isinstance(error, Interrupted):
         return str(error), 128 + error.number
@@ -45,6 +47,8 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
             "for memory, and go on with --ckpt_path last."
         ), 1
     cause = user_error_within(error)
+    if not isinstance(cause, UserError) and (sentence := memory_sentence(error)) is not None:
+        return sentence, 2
     if not isinstance(cause, MENDABLE):
         return None
     advice = ""
@@ -56,6 +60,25 @@ def ending(error: Exception, output_option: str, debug: bool = False) -> tuple[s
                 going_on if output_option == "--runs" else f", or give another {output_option}"
             )
     return f"{condense(str(cause))}{advice}", 2
+
+
+def stopped(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit status of a command that a signal ended on the spot; None where it ended by itself.
+
+    Lightning turns a KeyboardInterrupt into an exit with status 1, and a SIGTERM into one with status 0.
+
+    Args:
+        error: a KeyboardInterrupt or SystemExit.
+    """
+    if isinstance(error, SIGTERMException):
+        number = signal.SIGTERM
+    elif isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        number = signal.SIGINT
+    else:
+        return None
+    return f"stopped by {number.name} at once; what a run had saved before is whole, go on with --ckpt_path last.", (
+        128 + number
+    )
 
 
 def user_error_within(error: BaseException) -> BaseException:

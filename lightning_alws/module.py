@@ -18,6 +18,7 @@ from lightning_alws.noise import global_seed, reseed, seeded
 from lightning_alws.penalties import Penalty
 
 PRIMITIVES = (bool, int, float, str, type(None))
+COUNTS = ("samples", "sleep_samples", "particles", "moves", "mixture")  # settings on which a step's memory depends
 
 
 def is_primitive(value: Any) -> bool:
@@ -137,6 +138,16 @@ class LatentVariableModule(GuardedModule):
             )
         step = self.global_step
         return torch.stack([one.strength(step) * one(self.generative) for one in penalties]).sum() / sizes["train"]
+
+    def too_large(self) -> str:
+        """Where memory ran out, and what takes less; the end of a sentence. A method names its own counts."""
+        counts = {f"model.{name}": getattr(self, name) for name in COUNTS if hasattr(self, name)}
+        with_counts = " with " + " and ".join(f"{name} {count}" for name, count in counts.items()) if counts else ""
+        lower = ", ".join(["the batch size", *counts])
+        return (
+            f"in step {self.global_step} of {type(self).__name__}{with_counts}; lower {lower} or the size of the "
+            "networks."
+        )
 
     def test_step(self, x: Tensor, batch_idx: int) -> None:
         """Nothing: a method has no test figure of its own, the callbacks measure all models alike."""

@@ -35,12 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def image_model(likelihood: str = "bernoulli", shape: tuple[int, int, int] = (1, 8, 8), **learning: Any) -> ImageModel:
+def image_model(
+    likelihood: str = "bernoulli", shape: tuple[int, int, int] = (1, 8, 8), latent_dim: int = 2, **learning: Any
+) -> ImageModel:
     """An ImageModel of some hundred parameters."""
     settings = {"sleep_samples": 20, "held_out": 10, "regression": FIXED} | learning
     decoder = functools.partial(MLPDecoder, hidden=[6])
     return ImageModel(
-        latent_dim=2,
+        latent_dim=latent_dim,
         decoder=decoder,
         learning=Learning(**settings),
         image_shape=shape,

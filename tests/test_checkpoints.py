@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import errno
 import json
 import os
 import resource
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -180,6 +185,102 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch) -> None
         write(tmp_path, 2.0)
     assert value(last) == 1.0
     assert is_whole(last)
+
+
+STEPS = ("tempfile.mkstemp", "os.fdopen", "os.fsync", "os.chmod", "os.replace")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO])
+def test_whatever_the_system_refuses_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch, step: str, number) -> None:
+    """A full disk, a quota, a lost permission, a read-only file system, a broken disk; at each call of a write."""
+    last = write(tmp_path, 1.0, 2.0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(f"lightning_alws.files.{step}", refuse)
+    with pytest.raises(UserError, match=rf"last\.ckpt cannot be written \({os.strerror(number)}\)"):
+        write(tmp_path, 3.0)
+    monkeypatch.undo()
+    assert value(last_whole(tmp_path)) == 2.0
+    assert is_whole(tmp_path / "previous.ckpt")
+    assert not list(tmp_path.glob(".*"))
+    write(tmp_path, 4.0)
+    assert value(last) == 4.0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and gives up the rights of root")
+def test_a_read_only_folder_is_named_and_keeps_its_checkpoint() -> None:
+    """By the system itself: a process without the rights of root, in a folder that nobody may write to."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own may not be entered by others
+    last = write(folder, 1.0)
+    folder.chmod(0o555)
+    reading, writing = os.pipe()
+    try:
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.seteuid(65534)
+                AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(9)}, last)
+            except UserError as error:
+                os.write(writing, str(error).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writing)
+        said = os.read(reading, 1000).decode()
+        assert f"the checkpoint {last} cannot be written (Permission denied); free some space, or see that" in said
+        folder.chmod(0o755)
+        assert value(last_whole(folder)) == 1.0
+        assert sorted(file.name for file in folder.iterdir()) == ["checksums.json", "last.ckpt"]
+    finally:
+        os.close(reading)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+class Planted:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return (Path.mkdir, (self.folder,))
+
+
+@pytest.mark.parametrize("asked", [None, False])
+def test_code_is_not_run_whatever_the_caller_asks_for(tmp_path: Path, asked: bool | None) -> None:
+    torch.save({"state_dict": {}, "planted": Planted(tmp_path / "proof")}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt", weights_only=asked)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_checkpoint_comes_from_a_file_alone() -> None:
+    with pytest.raises(UserError, match="ckpt_path is s3://bucket/last.ckpt; a checkpoint is loaded from a local file"):
+        AtomicCheckpointIO().load_checkpoint("s3://bucket/last.ckpt")
+
+
+def test_nothing_is_read_from_files_that_could_run_code() -> None:
+    """All of the sources: no pickle but the unpickler that knows arrays alone, no load without its guard."""
+    root = Path(__file__).parents[1]
+    folders = ("lightning_alws", "callbacks", "datamodules", "benchmarks")
+    files = [root / "cli.py", *(file for folder in folders for file in (root / folder).rglob("*.py"))]
+    seen = 0
+    for file in files:
+        text = file.read_text()
+        for node in ast.walk(ast.parse(text)) if ".load" in text else ():
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            seen += name == "torch.load"
+            assert name not in ("pickle.load", "pickle.loads", "dill.load", "joblib.load", "yaml.load"), file
+            assert name != "torch.load" or given.get("weights_only") == "True", file
+            assert name not in ("np.load", "numpy.load") or given.get("allow_pickle") == "False", file
+    assert seen >= 5
 
 
 def test_remnants_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import yaml
 
 from cli import CONFIGS, main
 from lightning_alws.checkpoints import flatten, is_whole, last_whole
-from lightning_alws.errors import condense
+from lightning_alws.errors import UserError, condense
+from lightning_alws.run_folder import refuse_other_data, refuse_to_go_back
 
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
 SMALL = ["--model.learning.sleep_samples", "40", "--model.learning.held_out", "20", "--model.decoder.hidden", "[8]",
@@ -133,6 +135,76 @@ def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str
     assert fit(run.parent, "--trainer.max_steps", "3") == 2
     assert "--ckpt_path last" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_no_step_of_a_run_is_overwritten_by_an_earlier_one(run: Path, tmp_path: Path, capsys) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    previous = run / "checkpoints" / "previous.ckpt"
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--trainer.max_steps", "12"]
+    assert main([*arguments, "--ckpt_path", str(previous)]) == 2
+    said = capsys.readouterr().err
+    assert f"ckpt_path is {previous}, of step 5, but the run in {run} has reached step 10, which would be" in said
+    assert "go on with --ckpt_path last, or give this checkpoint and another --name" in said
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    # Where the last one is damaged, an earlier one may be named.
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
+    refuse_to_go_back(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    refuse_to_go_back(tmp_path / "run" / "checkpoints" / "previous.ckpt", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "before"),
+    [
+        ("seed_everything", "7", "0"),
+        ("data.validation_size", "20", "150"),
+        pytest.param("data.batch_size", "50", "100", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_is_not_continued_on_other_data_or_from_another_seed(
+    run: Path, capsys, setting: str, value: str, before: str
+) -> None:
+    """Its record would say that all of it was made so."""
+    config = (run / "config.yaml").read_bytes()
+    arguments = ["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "20"]
+    assert main([*arguments, f"--{setting}", value]) == 2
+    assert f"{setting} is {value}, but the run in {run} was begun with {before}; a run is" in capsys.readouterr().err
+    assert (run / "config.yaml").read_bytes() == config
+
+
+def test_where_the_data_lie_may_change_and_what_an_older_config_lacks(tmp_path: Path) -> None:
+    begun = {"data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 9}}, "seed_everything": 0}
+    asked = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 9, "root": "/new", "added_later": 3}}
+    for text in (yaml.safe_dump(begun), "seed_everything: [", "- 1", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        refuse_other_data(tmp_path, {"data": asked, "seed_everything": 0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(begun))
+    with pytest.raises(UserError, match="data.class_path is datamodules.MNIST, but the run in .* datamodules.Digits"):
+        refuse_other_data(tmp_path, {"data": {**asked, "class_path": "datamodules.MNIST"}, "seed_everything": 0})
+
+
+@pytest.mark.parametrize(
+    ("command", "lacking", "message"),
+    [
+        (
+            "fit",
+            ("optimizer_states", "loops"),
+            "part.ckpt lacks loops and optimizer_states, without which a run",
+        ),
+        ("test", ("global_step",), "part.ckpt, which holds no checkpoint of a run"),
+        ("export", ("global_step",), "part.ckpt, which holds no checkpoint of a run"),
+    ],
+)
+def test_a_checkpoint_of_which_parts_are_gone_is_named(
+    run: Path, tmp_path: Path, capsys, command: str, lacking: tuple[str, ...], message: str
+) -> None:
+    """Lightning would begin with a new optimiser, or at step 0, and say nothing."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({name: part for name, part in checkpoint.items() if name not in lacking}, tmp_path / "part.ckpt")
+    more = [] if command == "export" else ["--runs", str(tmp_path), "--name", "new"]
+    arguments = ["--config", str(run / "config.yaml"), "--ckpt_path", str(tmp_path / "part.ckpt")]
+    assert main([command, *arguments, *more]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])

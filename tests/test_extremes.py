@@ -10,9 +10,9 @@ import pytest
 import torch
 from runs import Images, image_model, named, trainer
 
-from lightning_alws.baselines import ImageVAE
+from lightning_alws.baselines import WGANGP, ImageVAE
 from lightning_alws.kernels import GaussianKernel, MedianKernel
-from lightning_alws.networks import MLPDecoder, MLPFeatures
+from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
 from lightning_alws.objectives import NaturalParameterError
 from lightning_alws.regression import KernelRidge
 
@@ -51,6 +51,11 @@ def moved_and_finite(folder: Path, module: Any, data: Images) -> None:
     assert module.skipped_total == 0
 
 
+def wgan_gp(likelihood: str = "bernoulli", latent_dim: int = 2) -> WGANGP:
+    critic, decoder = functools.partial(MLPCritic, hidden=[8]), functools.partial(MLPDecoder, hidden=[6])
+    return WGANGP(critic, latent_dim=latent_dim, decoder=decoder, image_shape=(1, 8, 8), likelihood=likelihood)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", pytest.param("gaussian", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "kind",
@@ -61,7 +66,7 @@ def moved_and_finite(folder: Path, module: Any, data: Images) -> None:
         "single",
     ],
 )
-@pytest.mark.parametrize("method", [*LEARNING, "VAE"])
+@pytest.mark.parametrize("method", [*LEARNING, "VAE", pytest.param("WGAN-GP", marks=pytest.mark.slow)])
 def test_poor_data(tmp_path: Path, method: str, kind: str, likelihood: str) -> None:
     """A fast learning rate drives the model to the only image there is."""
     if method == "VAE":
@@ -69,6 +74,8 @@ def test_poor_data(tmp_path: Path, method: str, kind: str, likelihood: str) -> N
         module: Any = ImageVAE(
             MLPFeatures, latent_dim=2, decoder=decoder, learning_rate=0.05, image_shape=(1, 8, 8), likelihood=likelihood
         )
+    elif method == "WGAN-GP":
+        module = wgan_gp(likelihood)
     else:
         module = image_model(likelihood, learning_rate=0.05, **LEARNING[method])
     moved_and_finite(tmp_path, module, data(kind, likelihood))
@@ -88,8 +95,18 @@ def test_extreme_ridge_and_bandwidth(tmp_path: Path, method: str, ridge: float, 
     assert all(torch.isfinite(value).all() for value in named(module).values())
 
 
-def test_a_single_latent(tmp_path: Path) -> None:
-    module = ImageVAE(
+ONE = {
+    "AL-F": lambda: image_model(latent_dim=1),
+    "AL-C": lambda: image_model(latent_dim=1, **LEARNING["AL-C"]),
+    "VAE": lambda: ImageVAE(
         MLPFeatures, latent_dim=1, decoder=MLPDecoder, image_shape=(1, 8, 8), likelihood="bernoulli", averaging=0.9
-    )
-    moved_and_finite(tmp_path, module, Images())
+    ),
+    "WGAN-GP": lambda: wgan_gp(latent_dim=1),
+}
+
+
+@pytest.mark.parametrize(
+    "method", [name if name == "AL-C" else pytest.param(name, marks=pytest.mark.slow) for name in ONE]
+)
+def test_a_single_latent(tmp_path: Path, method: str) -> None:
+    moved_and_finite(tmp_path, ONE[method](), Images())

@@ -69,7 +69,7 @@ def test_is_on_the_disk_before_it_is_moved(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(f"os.{name}", lambda *a, _n=name, _o=original: (order.append(_n), _o(*a))[1])
     with atomic_write(tmp_path / "file") as file:
         file.write(b"new")
-    assert order[:2] == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the file, and after the move the folder
 
 
 def test_others_may_read_it(tmp_path: Path) -> None:
@@ -93,3 +93,13 @@ def test_json_that_no_other_reader_takes_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file.json", {"a": float("nan")})
     assert contents(tmp_path) == before
+
+
+def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("lightning_alws.files.sync_folder", refuse)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert contents(tmp_path) == {"file": b"new"}

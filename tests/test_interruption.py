@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from runs import Images, SendSignal, forked, image_model
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from runs import Images, SendSignal, forked, image_model, trainer
 
 from callbacks.checkpoint import RunCheckpoint
-from callbacks.signals import Interrupted, SignalWatch
+from callbacks.results import ResultsFile
+from callbacks.signals import SIGNALS, Interrupted, SignalWatch
 from cli import CONFIGS, main
 
 LESS = ["--model.decoder.hidden", "[8]", "--log_likelihood.num_samples", "500", "--log_likelihood.val_samples", "200",
@@ -143,5 +148,110 @@ def test_the_second_signal_ends_at_once(capfd) -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_what_an_interruption_says() -> None:
-    assert "stopped by SIGUSR1 after step 12" in str(Interrupted(signal.SIGUSR1, 12))
+@pytest.mark.parametrize("error", [Interrupted(signal.SIGUSR1, 12), Interrupted(signal.SIGTERM, command="predict")])
+def test_what_an_interruption_says_is_understood_of_another_process(error: Interrupted) -> None:
+    said = Interrupted.said(str(error))
+    assert said is not None
+    assert (str(said), said.number) == (str(error), error.number)
+    assert str(error).startswith(("stopped by SIGUSR1 after step 12, ", "stopped by SIGTERM during the command pred"))
+    assert Interrupted.said("something else") is None
+
+
+class Signalled(pl.Callback):
+    """Sends this process a signal in the middle of a command that trains nothing."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.went_on = number, False
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        os.kill(os.getpid(), self.number)
+        self.went_on = True
+
+    on_validation_epoch_end = on_test_epoch_end
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.on_test_epoch_end(trainer, pl_module)
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("test", signal.SIGTERM), ("test", signal.SIGINT), ("validate", signal.SIGUSR1), ("predict", signal.SIGTERM)],
+)
+def test_a_command_that_trains_nothing_is_stopped_at_once(tmp_path: Path, command: str, number: int) -> None:
+    """Behind the last batch too, where Lightning would go on; and the record keeps what it had."""
+    model, before = image_model(), [signal.getsignal(one) for one in SIGNALS]
+    trainer(tmp_path, [ResultsFile(), RunCheckpoint(None)]).fit(model, datamodule=Images())
+    record = json.loads((tmp_path / "results.json").read_text())
+    sender = Signalled(number)
+    run = trainer(tmp_path, [sender, ResultsFile(), RunCheckpoint(None)])
+    with pytest.raises(Interrupted, match=rf"{signal.Signals(number).name} during the command {command}") as raised:
+        getattr(run, command)(model, datamodule=Images())
+    assert (raised.value.number, sender.went_on) == (number, False)
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert after["status"] == ("interrupted" if command == "test" else "fitted")
+    assert (after["metrics"], after["training"]) == (record["metrics"], record["training"])
+    getattr(trainer(tmp_path, [RunCheckpoint(None)]), command)(model, datamodule=Images())
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+class InValidation(pl.Callback):
+    """Sends this process a signal in the validation after a step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("step", "ends"), [(2, 3), (4, 4)])
+def test_a_signal_in_a_validation_is_obeyed_also_in_the_last(tmp_path: Path, step: int, ends: int) -> None:
+    """After the next batch, or where there is none; a test would not begin."""
+    run = trainer(tmp_path, [InValidation(signal.SIGTERM, step), ResultsFile(), RunCheckpoint(None)],
+                  val_check_interval=2)  # fmt: skip
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {ends}"):
+        run.fit(image_model(), datamodule=Images())
+    assert state(tmp_path)["global_step"] == ends
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "interrupted"
+    again = trainer(tmp_path, [ResultsFile(), RunCheckpoint(None)], val_check_interval=2)
+    again.fit(image_model(), datamodule=Images(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert state(tmp_path)["global_step"] == 4
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "fitted"
+
+
+def sigint_as_lightning_ends() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "number"),
+    [
+        (raises(KeyboardInterrupt()), signal.SIGINT),
+        (sigint_as_lightning_ends, signal.SIGINT),
+        (raises(SIGTERMException()), signal.SIGTERM),
+    ],
+    ids=["Ctrl-C", "Ctrl-C in Lightning", "SIGTERM in Lightning"],
+)
+def test_a_command_that_a_signal_ends_on_the_spot_has_the_conventional_status(monkeypatch, capsys, act, number) -> None:
+    monkeypatch.setattr("cli.run_lightning", lambda args: act())
+    assert main(["fit"]) == 128 + number
+    assert capsys.readouterr().err.startswith(f"alws: stopped by {signal.Signals(number).name} at once; ")
+
+
+def test_a_command_that_ends_by_itself_keeps_its_status(monkeypatch) -> None:
+    monkeypatch.setattr("cli.run_lightning", lambda args: sys.exit(0))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit"])
+    assert ended.value.code == 0

@@ -64,16 +64,24 @@ OPTIONS = [
     (["--trainer.precision", "13"], "trainer.precision"),
     (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val is -1"),
     (["--trainer.max_steps", "some"], "some"),
+    (["--trainer.max_steps", "0"], "trainer.max_steps is 0, so that nothing would be trained"),
+    (["--trainer.val_check_interval", "0"], "trainer.val_check_interval is 0; give a positive number"),
+    (["--trainer.accumulate_grad_batches", "0"], "trainer.accumulate_grad_batches is 0; give a positive number"),
+    (["--checkpoint.monitor", "auto", "--fid_kid.val_samples", "0"], "val/fid_samples, but fid_kid.val_samples is 0"),
+    (["--model.decoder.hidden", "[1000000000000]"], "memory ran out"),
     (["--trainer.max_steps", "-5"], "the trainer refuses its settings"),
     (["--trainer.maximum_steps", "5"], "maximum_steps"),
     (["--seed_everything", "-3"], "seed_everything is -3"),
     (["--seed_everything", "abc"], "seed_everything"),
     (["--name", "../elsewhere"], "leads out of the folder of runs"),
+    (["--name", "."], "name is ., which is the folder of runs itself"),
     (["--runs", "/dev/null/x"], "see that --runs names a folder"),
     (["--config", "no_such.yaml"], "no_such.yaml"),
     (["--config", "/"], "is not a file"),
     (["--ckpt_path", "last"], "there is no file"),
     (["--ckpt_path", "no_such.ckpt"], "there is no file no_such.ckpt"),
+    (["--ckpt_path", "/"], "ckpt_path is '/', which is a folder; give best, last, or a checkpoint file"),
+    (["--ckpt_path", ""], "ckpt_path is '', which names nothing"),
     (["--ckpt_path", "https://somewhere/model.ckpt"], "local file only"),
     (["--ckpt_path", QUICKSTART], "cannot be read"),
     (["extra"], "unrecognized arguments: extra"),
@@ -95,6 +103,7 @@ CONFIG_TEXTS = [
     ("model: [1, 2\n", "Problems parsing config"),
     ("model:\n\tclass_path: ImageModel\n", "Problems parsing config"),
     ("\x00\x01", "Problems parsing config"),
+    (b"PK\x03\x04\x80\xff", "bad.yaml is no text ("),
     ("- 1\n- 2\n", "a config must hold settings by name"),
     ("hello\n", "a config must hold settings by name"),
     ("modle: {class_path: ImageModel}\n", "does not accept option 'modle.class_path'"),
@@ -139,15 +148,15 @@ def test_commands(command: list[str], message: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("text", "message"), CONFIG_TEXTS, ids=names(CONFIG_TEXTS))
-def test_configs(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bad.yaml").write_text(text)
+def test_configs(text: str | bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     arguments = ["fit", "--config", str(tmp_path / "bad.yaml"), "--runs", str(tmp_path / "runs")]
     assert message in refused(arguments, capsys)
     assert not (tmp_path / "runs").exists()
 
 
 def test_there_are_many() -> None:
-    assert len(OPTIONS) + len(COMMANDS) + len(CONFIG_TEXTS) >= 70
+    assert len(OPTIONS) + len(COMMANDS) + len(CONFIG_TEXTS) >= 75
 
 
 def test_debug_adds_the_traceback(tmp_path: Path) -> None:

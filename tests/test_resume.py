@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -18,10 +19,19 @@ from runs import METHODS, SendSignal, forked, image_model, trainer
 from test_interruption import same, state
 from torch import Tensor
 
-from callbacks import LogLikelihood, ResultsFile, RunCheckpoint
+from callbacks import (
+    FIDKID,
+    LogLikelihood,
+    ParameterTraces,
+    RegressionDiagnostics,
+    ResultsFile,
+    RunCheckpoint,
+    SampleGrid,
+)
 from datamodules.loader import DeviceDataModule
 from lightning_alws.baselines import WGANGP, ImageVAE
 from lightning_alws.checkpoints import AtomicCheckpointIO
+from lightning_alws.metrics.extractors import RandomFeatures
 from lightning_alws.models import ImageModel
 from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
 
@@ -82,17 +92,19 @@ def session(
     processes: int = 1,
     steps: int = STEPS,
     checkpoint: Path | None = None,
-    sender: SendSignal | None = None,
+    sender: pl.Callback | None = None,
+    measures: list[pl.Callback] | None = None,
+    **changes: Any,
 ) -> None:
     """One session of a run, begun or resumed, validated every three steps, with all that a run has."""
     torch.manual_seed(0 if checkpoint is None else 99)  # what a resumed run starts from must not matter
     random.seed(len(str(checkpoint)))
     model = MODELS[name]()
-    log_likelihood = LogLikelihood(num_samples=50, val_samples=50)
-    callbacks: list[pl.Callback] = [log_likelihood, ResultsFile(), *([sender] if sender else []), RunCheckpoint(None)]
+    measures = [LogLikelihood(num_samples=50, val_samples=50)] if measures is None else measures
+    callbacks: list[pl.Callback] = [*measures, ResultsFile(), *([sender] if sender else []), RunCheckpoint(None)]
     settings: dict[str, Any] = {"max_steps": steps, "max_epochs": -1, "val_check_interval": 3,
                                 "check_val_every_n_epoch": None, "plugins": [AtomicCheckpointIO()],
-                                "log_every_n_steps": 1}  # fmt: skip
+                                "log_every_n_steps": 1} | changes  # fmt: skip
     run = (
         trainer(folder, callbacks, **settings) if processes == 1 else forked(folder, callbacks, monkeypatch, **settings)
     )
@@ -150,6 +162,9 @@ def test_resumed_in_the_middle_of_an_epoch(
     [
         ("WGAN-GP", 24, 4),  # within an epoch of three batches
         pytest.param("WGAN-GP", 24, 6, marks=pytest.mark.slow),  # at its end, where a validation is due
+        pytest.param("VAE", 24, 5, marks=pytest.mark.slow),
+        pytest.param("AL-F", 24, 1, marks=pytest.mark.slow),
+        pytest.param("a user's", 24, 5, marks=pytest.mark.slow),
         pytest.param("AL-A", 10, 4, marks=pytest.mark.slow),  # epochs of one batch, shorter than between validations
         pytest.param("AL-A", 14, 5, marks=pytest.mark.slow),  # of two, the second of which is smaller
     ],
@@ -168,6 +183,49 @@ def test_a_signal_to_one_of_two_processes(
     session(cut, name, monkeypatch, rows, 2, checkpoint=cut / "checkpoints" / "last.ckpt")
     assert same(state(whole), state(cut))
     assert figures(whole) == figures(cut)
+
+
+class InValidation(pl.Callback):
+    """Sends the second process SIGTERM in the validation after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "step", "ends"), [("WGAN-GP", 3, 4), ("VAE", 6, 7), ("AL-A", 9, 9)])
+def test_a_signal_to_one_of_two_processes_in_a_validation(
+    uncut: Callable[[str, int, int], Path], tmp_path: Path, monkeypatch, name: str, step: int, ends: int
+) -> None:
+    """Between two batches, where only one knows of it; in the last validation, after which no batch comes, too."""
+    whole, cut = uncut(name, 24, 2), tmp_path / "cut"
+    with pytest.raises(Exception, match=f"stopped by SIGTERM after step {ends}"):
+        session(cut, name, monkeypatch, processes=2, sender=InValidation(step))
+    assert state(cut)["global_step"] == ends
+    session(cut, name, monkeypatch, processes=2, checkpoint=cut / "checkpoints" / "last.ckpt")
+    assert same(state(whole), state(cut))
+    assert figures(whole) == figures(cut)
+
+
+@pytest.mark.parametrize(
+    "name", ["a user's", *(pytest.param(one, marks=pytest.mark.slow) for one in MODELS if one != "a user's")]
+)
+def test_what_is_measured_changes_no_training(tmp_path: Path, monkeypatch, name: str) -> None:
+    """No validation and no figure, or all of them every second step: bitwise the same parameters and optimiser."""
+    some = [
+        LogLikelihood(num_samples=50, val_samples=50), SampleGrid(rows=2), ParameterTraces(),
+        FIDKID(val_samples=6, num_samples=6, kid_subsets=2, kid_subset_size=2, extractor=RandomFeatures(width=4)),
+        *([RegressionDiagnostics(every_n_steps=2)] if name in ("AL-F", "AL-A", "a user's") else []),
+    ]  # fmt: skip
+    session(tmp_path / "none", name, monkeypatch, steps=6, measures=[], limit_val_batches=0, log_every_n_steps=50)
+    session(tmp_path / "all", name, monkeypatch, steps=6, measures=some, val_check_interval=2, num_sanity_val_steps=2)
+    assert {"val/fid_samples", "val/log_likelihood"} <= set(figures(tmp_path / "all"))
+    assert not any(figure.startswith("val/") for figure in figures(tmp_path / "none"))
+    assert same(state(tmp_path / "none"), state(tmp_path / "all"))
 
 
 def test_a_users_draws_are_others_in_each_batch(tmp_path: Path, monkeypatch) -> None:

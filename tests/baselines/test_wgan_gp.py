@@ -287,3 +287,33 @@ def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         method(**settings)
     method(prior=functools.partial(BernoulliPrior, learnt=False))
+
+
+class Spoil(pl.Callback):
+    """Fills the batches of these numbers with NaN."""
+
+    def __init__(self, batches: set[int]) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Tensor, batch_idx: int) -> None:
+        if trainer.fit_loop.total_batch_idx in self.batches:
+            batch.fill_(float("nan"))
+
+
+def test_a_batch_of_nans_is_skipped_and_counted_once(tmp_path: Path) -> None:
+    """Though the critic takes several steps on it, and the generator's own is good."""
+    module = method()
+    with pytest.warns(UserWarning, match="step 1 skipped: the loss is nan") as warned:
+        trainer(tmp_path, [Spoil({1})], max_steps=3, limit_val_batches=0).fit(module, datamodule=Images())
+    assert len([one for one in warned if "skipped" in str(one.message)]) == module.skipped_total == 1
+    assert module.skipped_in_a_row == 0
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+@pytest.mark.filterwarnings("ignore:step .* skipped")
+def test_a_run_of_nans_stops_with_advice(tmp_path: Path) -> None:
+    module = method()
+    module.max_skipped = 2
+    run = trainer(tmp_path, [Spoil(set(range(3, 99)))], max_steps=40, max_epochs=-1, limit_val_batches=0)
+    with pytest.raises(UserError, match=r"3 steps in a row were skipped \(step 5 because the loss is nan\); lower"):
+        run.fit(module, datamodule=Images())

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from runs import Images, image_model, named, trainer
 
+from callbacks import FIDKID, LogLikelihood
 from callbacks.checkpoint import RunCheckpoint
 from lightning_alws.errors import UserError
 
@@ -151,6 +152,45 @@ def test_an_unknown_figure_is_named(tmp_path: Path) -> None:
     run = trainer(tmp_path, [RunCheckpoint("val/no_such_figure")], max_steps=4)
     with pytest.raises(UserError, match="val/no_such_figure.*name one of .*val/objective"):
         run.fit(image_model(), datamodule=Images())
+
+
+@pytest.mark.parametrize(
+    ("monitor", "off", "setting"),
+    [
+        ("auto", FIDKID(val_samples=0), "monitor is val/fid_samples, but fid_kid.val_samples is 0"),
+        ("val/kid_means", FIDKID(val_samples=0), "monitor is val/kid_means, but fid_kid.val_samples is 0"),
+        ("val/log_likelihood", LogLikelihood(val_samples=0), "likelihood, but log_likelihood.val_samples is 0"),
+    ],
+)
+def test_a_figure_that_is_switched_off_is_named_before_the_first_step(
+    tmp_path: Path, monitor: str, off: pl.Callback, setting: str
+) -> None:
+    model = image_model()
+    run = trainer(tmp_path, [off, RunCheckpoint(monitor)])
+    with pytest.raises(UserError, match=setting):
+        run.fit(model, datamodule=Images())
+    assert run.global_step == 0
+
+
+class Measuring(Figure):
+    """Logs what another callback was told not to."""
+
+    def measure(self) -> None:
+        pass
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("val/log_likelihood", self.figures[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+def test_a_figure_that_another_measures_is_no_mistake(tmp_path: Path) -> None:
+    callbacks = [LogLikelihood(val_samples=0), Measuring([1.0]), RunCheckpoint("val/log_likelihood")]
+    trainer(tmp_path, callbacks).fit(image_model(), datamodule=Images())
+    assert load(tmp_path, "best")["global_step"] == BATCHES
+    # And where nothing is validated, no figure is missed.
+    callbacks = [FIDKID(val_samples=0), RunCheckpoint("auto")]
+    trainer(tmp_path / "none", callbacks, limit_val_batches=0).fit(image_model(), datamodule=Images())
+    assert load(tmp_path / "none", "last")["global_step"] == BATCHES
 
 
 @pytest.mark.parametrize("case", ["fast_dev_run", "test", "validate"])

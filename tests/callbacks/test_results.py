@@ -156,6 +156,21 @@ def test_a_run_that_fails_in_a_validation_says_so(tmp_path: Path, monkeypatch: p
     assert results["training"]["steps"] == 2
 
 
+@pytest.mark.parametrize("content", ["", "{half", "[]", '{"training": null}'])
+def test_a_damaged_record_costs_no_run(tmp_path: Path, content: str) -> None:
+    """The figures of the training come from the checkpoint."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    callbacks = [Early(0.25), ResultsFile(), RunCheckpoint(monitor=None)]
+    trainer(tmp_path, callbacks).fit(image_model(), datamodule=Images())
+    (tmp_path / "results.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"results\.json is damaged; its record is begun anew"):
+        trainer(tmp_path, [ResultsFile(), RunCheckpoint(monitor=None)], max_steps=5, max_epochs=-1).fit(
+            image_model(), datamodule=Images(), ckpt_path=last
+        )
+    record = read(tmp_path)
+    assert (record["status"], record["training"]["steps"], record["metrics"]["early"]) == ("fitted", 5, 0.25)
+
+
 @pytest.mark.usefixtures("_interrupts")
 def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     action = Action(raising(KeyboardInterrupt()), batch=1)
