@@ -62,6 +62,7 @@ def test_a_run_is_the_same_and_its_checkpoint_has_the_same_names(tmp_path: Path,
         torch.testing.assert_close(found[1][name], value, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_and_without(tmp_path: Path) -> None:
     """Of three parts, only the middle one is compiled; the numbers are those of an uncut run."""
     whole = model()

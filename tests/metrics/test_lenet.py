@@ -69,6 +69,7 @@ def test_learns_and_repeats_itself_without_touching_the_global_generator(data: D
         assert not torch.equal(a, c)
 
 
+@pytest.mark.slow
 def test_reads_digits() -> None:
     digits = load_digits()
     order = torch.randperm(1797)
