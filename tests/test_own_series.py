@@ -39,7 +39,7 @@ def run(experiment: str, text: str, options: list[str], folder: Path) -> int:
         ("hodgkin_huxley", voltage(), []),
         ("blowfly", counts(), []),
         ("linear_dynamics", two(), [*COLUMNS, "--data.validation_size", "1", "--data.test_size", "1"]),
-        ("sinusoid", two(), COLUMNS),
+        ("sinusoid", two(), [*COLUMNS, "--data.sequences", "3"]),
     ],
 )
 def test_it_runs(experiment: str, text: str, options: list[str], tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_it_runs(experiment: str, text: str, options: list[str], tmp_path: Path)
         ("linear_dynamics", two(), [], "data.columns names none"),
         ("linear_dynamics", two(), ["--data.columns", "a"], "Expected list"),
         ("sinusoid", two().replace("-1,", "many,"), COLUMNS, "column 'a' holds 'many'"),
-        ("sinusoid", two(), [*COLUMNS, "--data.steps", "40"], "data.sequences 3 of data.steps 40 need 120"),
+        ("sinusoid", two(), [*COLUMNS, "--data.steps", "40"], "data.sequences 30 of data.steps 40 need 1200"),
         (
             "sinusoid",
             two(),
