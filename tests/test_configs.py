@@ -17,7 +17,7 @@ LAUNCH = [file for file in ALL if file.parent.name == "launch"]  # overlays, eac
 FILES = [file for file in ALL if file not in PLANS + LAUNCH]
 IMAGES = [file for file in FILES if file.parent.name != "experiments"]  # those whose data can be chosen
 VARIANTS = ("_short", "_published", "_fixed", "_elbo", "_simulated")  # of other configs, in numbers alone
-LONG = ("ica", "hodgkin_huxley")  # some seconds each, even so
+LONG = ("ica", "ica_vae", "hodgkin_huxley")  # some seconds each, even so
 CASES = [
     pytest.param(file, None, marks=pytest.mark.slow)
     if file.stem.endswith(VARIANTS) or file.stem in LONG

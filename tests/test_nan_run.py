@@ -19,7 +19,7 @@ FIRST = 7  # after a validation, and so after a checkpoint
 @pytest.mark.parametrize(
     ("method", "allowed"),
     [
-        ([*AL, *FEW, "--model.learning.max_skipped", "2"], 2),
+        pytest.param([*AL, *FEW, "--model.learning.max_skipped", "2"], 2, marks=pytest.mark.slow),
         # The first NaN ends the run.
         pytest.param([*AL, *FEW, "--model.learning.max_skipped", "0"], 0, marks=pytest.mark.slow),
         pytest.param([*VAE, *DIGITS], 20, marks=pytest.mark.slow),

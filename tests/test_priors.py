@@ -100,7 +100,11 @@ def test_density_integrates_to_one(case) -> None:
     assert float(prior.log_prob(points).exp().sum() * volume) == pytest.approx(1.0, abs=2e-3)
 
 
-@every_case
+@pytest.mark.parametrize(
+    "case",
+    # A flow draws by inverting its transforms.
+    [pytest.param(case, id=name, marks=pytest.mark.slow if "Flow" in name else ()) for name, case in CASES.items()],
+)
 @torch.no_grad()
 def test_samples_have_the_moments_of_the_density(case) -> None:
     prior = case()

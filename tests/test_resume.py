@@ -132,7 +132,7 @@ def uncut(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, int],
     return run
 
 
-TWICE = ("AL-A",)  # with two processes; the others are marked slow
+TWICE = ("AL-F",)  # with two processes; the others are marked slow
 
 
 @pytest.mark.parametrize(
