@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datamodules.idx import ROOT_VARIABLE, default_root
 from lightning_alws.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -184,6 +185,24 @@ class _Single(ImageFiles):
         yield f"{self.source.name} {status.st_size} {status.st_mtime_ns}"
 
 
+def find_source(given: str, argument: str) -> Path:
+    """The folder or file of a setting; a relative one that is not there is looked for in $ALWS_DATA.
+
+    Raises:
+        UserError: it is empty, or there is no such file or folder.
+    """
+    if not given.strip():
+        raise UserError(f"{argument} is {given!r}, which names nothing; give a folder, an archive or an image file.")
+    path = Path(given).expanduser()
+    below = Path(default_root()).expanduser() / path
+    # os.path.exists, unlike Path.exists, takes a folder that may not be entered for an empty one
+    if not os.path.exists(path) and not os.path.exists(below):
+        raise UserError(
+            f"{argument} is {given}, but there is no such file or folder, nor in {ROOT_VARIABLE}; check the path."
+        )
+    return path if os.path.exists(path) else below
+
+
 def open_images(source: Path, argument: str, suffixes: tuple[str, ...] = SUFFIXES) -> ImageFiles:
     """The image files in a folder (searched throughout), a tar or a zip, or one image file.
 
@@ -240,7 +259,7 @@ def decode(content: bytes, channels: int, size: int | None = None, crop: int | N
         with Image.open(io.BytesIO(content)) as file:
             file.load()
             image: Image.Image = ImageOps.exif_transpose(file) or file
-            pixels = _square(_in_mode(image, "L" if channels == 1 else "RGB"), size, crop)
+            pixels = _square(in_mode(image, "L" if channels == 1 else "RGB"), size, crop)
             array = np.asarray(pixels, dtype=np.uint8)
     except Unreadable:
         raise
@@ -252,14 +271,22 @@ def decode(content: bytes, channels: int, size: int | None = None, crop: int | N
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image as "L" or "RGB", transparent pixels on black; raises :class:`Unreadable` for values not finite."""
     if image.mode[0] in "IF":  # Pillow's own conversion would cut values off at 255
-        values = np.asarray(image, dtype=np.float64)
+        values = finite(np.asarray(image, dtype=np.float64))
         return Image.fromarray((values * (255 / max(values.max(), 1e-300))).clip(0, 255).astype(np.uint8)).convert(mode)
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """The values; raises :class:`Unreadable` if one of them is no finite number."""
+    if not np.isfinite(values).all():
+        raise Unreadable("pixels that are not finite numbers")
+    return values
 
 
 def _square(image: Image.Image, size: int | None, crop: int | None) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -11,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.idx import ROOT_VARIABLE, default_root
-from datamodules.image_files import ImageFiles, decode, open_images
+from datamodules.image_files import ImageFiles, decode, find_source, open_images
 from datamodules.images import ImageDataModule
 from datamodules.loader import SPLITS
 from datamodules.pixel_cache import Decoded, PixelCache
@@ -159,15 +157,7 @@ class ImageFolder(ImageDataModule):
     def _source(self) -> Path:
         if self.path is None:
             raise UserError("data.path is not given; give the folder, tar or zip that holds the images.")
-        path = Path(self.path).expanduser()
-        below = Path(default_root()).expanduser() / path
-        # os.path.exists, unlike Path.exists, takes a folder that may not be entered for an empty one
-        if not os.path.exists(path) and not os.path.exists(below):
-            raise UserError(
-                f"data.path is {self.path}, but there is no such file or folder, nor in {ROOT_VARIABLE}; check "
-                "the path."
-            )
-        return path if os.path.exists(path) else below
+        return find_source(self.path, "data.path")
 
 
 def _folders(name: str) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_alws.noise import generator
 
 NAMED = 5  # skipped photographs that a message names
 LEAST_PATCHES = 2  # a standard deviation takes two
+LEAST_DEVIATION = 1e-6  # of a pixel over the training patches: to be divided by
 
 
 class NaturalPatches(ImageDataModule):
@@ -32,8 +33,8 @@ class NaturalPatches(ImageDataModule):
     in ``results.json``.
 
     Args:
-        source: photographs: a folder, tar or zip of image files, or of van Hateren's ``.iml``; by default the two that
-            scikit-learn brings along.
+        source: photographs: a folder, tar or zip of image files, or of van Hateren's ``.iml``; a relative one that is
+            not there is looked for in $ALWS_DATA; by default the two that scikit-learn brings along.
         size: height and width of a patch in pixels.
         train_size: training patches; in memory, each takes 4 · size² bytes.
         validation_size: validation patches.
@@ -89,9 +90,10 @@ class NaturalPatches(ImageDataModule):
             pl.utilities.rank_zero_warn(f"left out {len(source.skipped)} photographs, which cannot be used: {which}.")
         usable = len(source.names)
         if usable < 2:
+            first = f", first {source.skipped[0]}" if source.skipped else ""
             raise UserError(
-                f"data.source is {self.source}, where {usable} photographs can be used "
-                f"({len(source.skipped)} cannot); give two or more, so that those of the test give none to training."
+                f"data.source is {self.source}, where {usable} photographs can be used ({len(source.skipped)} cannot"
+                f"{first}); give two or more, so that those of the test give none to training."
             )
         parts = self._parts(usable)
         self.photographs = {split: [source.names[index] for index in part] for split, part in parts.items()}
@@ -100,6 +102,11 @@ class NaturalPatches(ImageDataModule):
         )
         patches = {split: without_mean(rows) for split, rows in drawn.items()}
         mean, std = pixel_statistics(patches["train"])
+        if float(std.min()) < LEAST_DEVIATION:
+            raise UserError(
+                f"data.source is {self.source}, where every training patch has the same number at some pixel, as blank "
+                "photographs do; give others."
+            )
         return {
             split: (((rows - mean) / std).unsqueeze(1), torch.zeros(len(rows), dtype=torch.int64))
             for split, rows in patches.items()

@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from datamodules.image_files import SUFFIXES as IMAGE_SUFFIXES
-from datamodules.image_files import Unreadable, open_images
+from datamodules.image_files import Unreadable, find_source, finite, in_mode, open_images
 from lightning_alws.errors import UserError
 
 VAN_HATEREN = ".iml"
@@ -107,7 +107,7 @@ class _Photographs:
             self._sample = sample.images
             self.names = [Path(name).name for name in sample.filenames]
         else:
-            self._files = open_images(Path(source), "data.source", SUFFIXES)
+            self._files = open_images(find_source(source, "data.source"), "data.source", SUFFIXES)
             self.names = self._files.names
 
     def read(self, number: int) -> np.ndarray:
@@ -134,7 +134,9 @@ def intensities(name: str, content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode[0] in "IF":
                 return _by_largest(np.asarray(image))
-            return np.asarray(image.convert("RGB"), dtype=np.float32) @ LUMINANCE / 255
+            return np.asarray(in_mode(image, "RGB"), dtype=np.float32) @ LUMINANCE / 255
+    except Unreadable:
+        raise
     except UnidentifiedImageError as error:  # whose message names an object in memory
         raise Unreadable("no image") from error
     except Exception as error:  # of any kind: Pillow's decoders raise what a broken file makes them stumble over
@@ -142,7 +144,7 @@ def intensities(name: str, content: bytes) -> np.ndarray:
 
 
 def _by_largest(values: np.ndarray) -> np.ndarray:
-    largest = float(values.max())
+    largest = float(finite(values).max())
     return values.astype(np.float32) / (largest if largest > 0 else 1.0)
 
 

@@ -263,6 +263,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
 def test_empty_and_missing_sources_are_refused(tmp_path: Path) -> None:
     assert message(None).startswith("data.path is not given")
     assert "no such file or folder, nor in ALWS_DATA" in message(tmp_path / "missing")
+    assert message("").startswith("data.path is '', which names nothing")
     (tmp_path / "empty" / "below").mkdir(parents=True)
     (tmp_path / "empty" / "readme.txt").write_text("nothing here")
     assert "holds no images; give a folder" in message(tmp_path / "empty")

@@ -10,6 +10,7 @@ import torch
 from image_files import encoded, write_files
 
 from datamodules import NaturalPatches, natural_patches
+from datamodules.patches import intensities
 from lightning_alws.errors import UserError
 
 SMALL = {"size": 8, "train_size": 300, "validation_size": 60, "test_size": 80, "batch_size": 50}
@@ -51,7 +52,7 @@ def test_scikit_learns_photographs_are_the_default() -> None:
 def test_no_patch_of_a_test_photograph_is_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_files(tmp_path / "photographs.tar", photographs(20))
     monkeypatch.setattr(natural_patches, "without_mean", lambda patches: patches)
-    monkeypatch.setattr(natural_patches, "pixel_statistics", lambda patches: (0.0, 1.0))
+    monkeypatch.setattr(natural_patches, "pixel_statistics", lambda patches: (torch.zeros(8, 8), torch.ones(8, 8)))
     seen = {}
     for seed in range(3):
         data = ready(source, seed=seed)
@@ -99,12 +100,38 @@ def test_small_and_broken_photographs_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:left out")
 def test_too_few_photographs_are_refused(tmp_path: Path) -> None:
     one = write_files(tmp_path / "one", {**photographs(1), "zero.jpg": b""})
-    with pytest.raises(UserError, match=r"1 photographs can be used \(1 cannot\); give two or more"):
+    with pytest.raises(UserError, match=r"1 photographs can be used \(1 cannot, first .*\); give two or more"):
         ready(one)
-    with pytest.raises(UserError, match=r"where 0 photographs can be used \(2 cannot\)"):
+    with pytest.raises(UserError, match=r"where 0 photographs can be used \(2 cannot, first "):
         ready(write_files(tmp_path / "two", photographs(2)), size=31)
     with pytest.raises(UserError, match="no such file or folder"):
         ready(tmp_path / "nowhere")
+
+
+def test_a_source_that_names_nothing_or_is_blank_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.source is '', which names nothing; give a folder"):
+        NaturalPatches(source="", **SMALL).setup()  # not the current folder
+    blank = {f"{k}.png": encoded(np.full((20, 20), 90, dtype=np.uint8)) for k in range(4)}
+    with pytest.raises(UserError, match="every training patch has the same number at some pixel, as blank photographs"):
+        ready(write_files(tmp_path / "blank", blank))
+
+
+def test_what_is_no_number_is_left_out_and_what_is_not_seen_is_black(tmp_path: Path) -> None:
+    bad = np.ones((20, 20), dtype=np.float32)
+    bad[3, 4] = np.nan
+    files = {**photographs(4), "nan.tif": encoded(bad, "TIFF")}
+    with pytest.warns(UserWarning, match="left out 1 photographs"):
+        data = ready(write_files(tmp_path / "nan", files))
+    assert data.skipped_files == ["nan.tif (pixels that are not finite numbers)"]
+    clear = np.full((20, 20, 4), 200, dtype=np.uint8)
+    clear[..., 3] = 0
+    assert intensities("clear.png", encoded(clear)).max() == 0
+
+
+def test_a_relative_source_is_looked_for_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path / "mine", photographs(4))
+    monkeypatch.setenv("ALWS_DATA", str(tmp_path))
+    assert sum(len(names) for names in ready(Path("mine")).photographs.values()) == 4
 
 
 @pytest.mark.parametrize(
