@@ -32,7 +32,7 @@ class GuardedModule(pl.LightningModule):
         self.skipped_in_a_row = 0
         self._gradients_are_real = False  # some batch since the last step was learnt from
         self._batch_is_skipped = False
-        self._dropped_in = -1  # the last batch in which a gradient was dropped
+        self._dropped_in: int | None = None  # the last batch in which a gradient was dropped
         self._loss: Tensor | None = None
 
     def any_rank(self, flag: bool) -> bool:
@@ -72,18 +72,22 @@ class GuardedModule(pl.LightningModule):
         Of several steps in one batch, as a critic takes, those that are dropped count as one, and a last good one does
         not end the row.
         """
-        gradients, batch = self._gradients(optimizer), self.trainer.fit_loop.total_batch_idx
+        gradients = self._gradients(optimizer)
         if self._gradients_are_real and not is_finite(list(gradients.values())):
-            if self._dropped_in != batch:
+            if not self._dropped_before():
                 self._count_skip(self._what_is_not_finite(gradients))
-            self._dropped_in = batch
+            self._dropped_in = self.trainer.fit_loop.total_batch_idx
             self._gradients_are_real = False
         if not self._gradients_are_real:
             optimizer.zero_grad(set_to_none=True)
-        elif self._dropped_in != batch:
+        elif not self._dropped_before():
             self.skipped_in_a_row = 0
         self._gradients_are_real = False
         self._loss = None
+
+    def _dropped_before(self) -> bool:
+        """Whether another step of this batch was dropped."""
+        return self._dropped_in is not None and self._dropped_in == self.trainer.fit_loop.total_batch_idx
 
     def _gradients(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Gradients of what the optimiser steps, by name."""

@@ -292,6 +292,17 @@ def test_a_skipped_step_moves_neither_parameters_nor_adam(
     assert all(int(state["step"]) == 4 - len(batches) for state in recorder.adam[-1].values())
 
 
+def test_a_good_step_takes_no_trainer() -> None:
+    """A loop of one's own, as the benchmarks have, calls the same hooks."""
+    model = image_model()
+    parameter = next(model.parameters())
+    loss = parameter.square().sum()
+    model.on_before_backward(loss)
+    loss.backward()
+    model.on_before_optimizer_step(torch.optim.SGD([parameter], lr=0.1))
+    assert parameter.grad is not None
+
+
 @pytest.mark.filterwarnings("ignore:step .* skipped")
 def test_a_step_after_a_skipped_one_is_the_step_that_would_have_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
