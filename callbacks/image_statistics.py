@@ -58,6 +58,7 @@ class ImageStatistics(ExperimentFigure):
         return {"image_statistics": {"images": self.images}}
 
     def draw(self, module: Any, data: Any, split: str) -> Figure:
+        """The pixels' and the filter responses' histograms, samples beside data."""
         kinds = self._responses(module, data, split)
         names = list(next(iter(kinds.values())))
         reference = kinds.get("data") or kinds["samples"]

@@ -53,6 +53,7 @@ class LatentInterpolations(ExperimentFigure):
         self.rows, self.steps = rows, steps
 
     def draw(self, module: Any, data: Any, split: str) -> Figure:
+        """A row of means for each pair of latents, from one to the other."""
         model = image_model(self, module, data)
         ends = model.sample_prior(2 * self.rows)
         if ends.ndim != 2 or not model.latents_are_real:

@@ -64,6 +64,7 @@ class NearestNeighbours(ExperimentFigure):
         self.images, self.shown, self.neighbours = images, shown, neighbours
 
     def measure(self, module: Any, data: Any, split: str) -> dict[str, float]:
+        """Distances to the nearest training images; nothing for a split without images, UserError for one of training."""
         model = image_model(self, module, data)
         if count_images(data, "train") < 2:
             raise UserError("trainer.callbacks holds NearestNeighbours, which takes two training images or more.")
@@ -82,6 +83,7 @@ class NearestNeighbours(ExperimentFigure):
         return {"nearest_neighbours": {"images": self.images, "distance": "root mean square over pixels"}}
 
     def draw(self, module: Any, data: Any, split: str) -> Figure:
+        """Sampled means, and images of the split, each beside its nearest training images."""
         model = image_model(self, module, data)
         means = model.likelihood(model.sample_prior(self.shown)).mean
         real = random_images(data, split, self.shown, 0, "neighbours", split)

@@ -14,7 +14,7 @@ from lightning_alws.metrics.particle_filter import log_likelihood
 from lightning_alws.models.neural_dynamics import NeuralDynamicsModel
 from lightning_alws.noise import seeded
 
-# Free-running paths and their steps: the standard error of the diffusion is 2.4 and 0.6 %.
+# Free-running paths and their steps; many in the test, since the diffusion, a difference of variances, is the noisiest.
 SIZES = {"val": (2000, 150), "test": (8000, 300)}
 FORGET = 50  # first steps left out, until the beginning is forgotten
 PARTICLES = {"val": 2000, "test": 20_000}

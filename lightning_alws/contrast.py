@@ -125,6 +125,7 @@ class ContrastDecoder(nn.Module):
         return log_gain.exp().unflatten(1, (1, *self.event_shape[1:]))
 
     def forward(self, z: Tensor) -> Tensor:
+        """The output (N, C, H, W) for latents z (N, latent_dim)."""
         linear, flat = z[:, : self.linear_dim], self.flat
         if z.shape[1] == self.linear_dim:
             return (linear @ self.weight.T).unflatten(1, self.event_shape) + self.bias
@@ -173,6 +174,7 @@ class ContrastReference(Reference):
     covariance: Tensor
 
     def expectation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E[η] (B, D + 1) and E[Ψ] (B,) for images x (B, C, H, W), differentiable in W, b and log σ."""
         precision = (-2 * self.log_scale).exp()
         mean = self.bias + (x.flatten(1) - self.centre) @ self.posterior_gain.T @ self.weight.T
         spread = ((self.weight @ self.covariance) * self.weight).sum()

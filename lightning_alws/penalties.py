@@ -163,6 +163,7 @@ class InverseWishartPenalty(Penalty):
         self.degrees, self.scale = degrees, self._positive("scale", scale)
 
     def negative_log_density(self, value: Tensor) -> Tensor:
+        """−log p of covariance matrices (…, D, D), up to a constant; UserError if that is not what they are."""
         if value.dim() < 2 or value.shape[-1] != value.shape[-2]:
             raise UserError(
                 f"InverseWishartPenalty.parameter is {self.parameter} of shape {tuple(value.shape)}; name covariance "

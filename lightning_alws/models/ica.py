@@ -172,6 +172,7 @@ class SourceFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        """The model's own estimates of the sources from x, as kernel features."""
         if not self._model:
             raise UserError("the kernel's features are SourceFeatures, which only the model ICA has; choose others.")
         (model,) = self._model
