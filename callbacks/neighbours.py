@@ -64,7 +64,7 @@ class NearestNeighbours(ExperimentFigure):
         self.images, self.shown, self.neighbours = images, shown, neighbours
 
     def measure(self, module: Any, data: Any, split: str) -> dict[str, float]:
-        """Distances to the nearest training images; nothing for a split without images, UserError for one of training."""
+        """Distances to the nearest training images, nothing for an empty split; UserError for one training image."""
         model = image_model(self, module, data)
         if count_images(data, "train") < 2:
             raise UserError("trainer.callbacks holds NearestNeighbours, which takes two training images or more.")
