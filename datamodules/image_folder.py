@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from datamodules.image_files import ImageFiles, decode, find_source, open_images
 from datamodules.images import ImageDataModule
 from datamodules.loader import SPLITS
-from datamodules.pixel_cache import Decoded, PixelCache
+from datamodules.pixel_cache import NAMED, Decoded, PixelCache
 from datamodules.streaming import Rows
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.noise import generator
@@ -38,7 +39,8 @@ class ImageFolder(ImageDataModule):
 
     Files may lie in sub-folders ``train``, ``val`` and ``test`` (or training, valid, validation, testing); below
     these, or at once, in a sub-folder for each class. A split that has no sub-folder is set apart from the training
-    images by the seed. There are labels where every file lies in the sub-folder of a class, and there are two or more.
+    images by the seed. There are labels where every file lies in the sub-folder of a class, and there are two or more;
+    they follow the names of the training images' classes. A held-out split may lack some of these, which is logged.
 
     Args:
         path: the folder or archive; a relative one that is not there is looked for in $ALWS_DATA.
@@ -57,7 +59,8 @@ class ImageFolder(ImageDataModule):
 
     Raises:
         UserError: a setting makes no sense; in ``prepare_data`` and ``setup`` if there is no such folder, there are no
-            or too few images, most of them cannot be read, an archive is damaged, or the cache cannot be written.
+            or too few images, most of them cannot be read, an archive is damaged, a split has a class that is not in
+            training, or the cache cannot be written.
     """
 
     likelihood = "gaussian"
@@ -110,13 +113,12 @@ class ImageFolder(ImageDataModule):
         folders = [_folders(name) for name in files.names]
         folders = _without_common(folders, self.split)
         parts = self._parts(folders)
-        classes = [below[1:] if part else below for part, below in zip(parts, folders, strict=True)]
-        self.classes = sorted({below[0] for below in classes if below})
-        if len(self.classes) < 2 or not all(classes):
-            self.classes = []
+        below = [names[1:] if part else names for part, names in zip(parts, folders, strict=True)]
+        classes = [names[0] if names else None for names in below]
+        self.classes = self._classes(parts, classes, decoded.files.tolist())
         self.num_classes = len(self.classes)
         number = {name: index for index, name in enumerate(self.classes)}
-        labels = torch.tensor([number[below[0]] if number else 0 for below in classes])[decoded.files]
+        labels = torch.tensor([number.get(name or "", 0) for name in classes])[decoded.files]
         numbers = torch.tensor([SPLITS.index(part or "train") for part in parts])[decoded.files]
         rows = {split: (numbers == index).nonzero().flatten() for index, split in enumerate(SPLITS)}
         self._hold_out(rows, seeded={"val", "test"} - set(parts))
@@ -133,6 +135,36 @@ class ImageFolder(ImageDataModule):
         if self.split == "seed" or None in parts or "train" not in parts:
             return [None] * len(folders)
         return parts
+
+    def _classes(self, parts: list[str | None], classes: list[str | None], usable: list[int]) -> list[str]:
+        """The classes of the training images, in the order of their names; none where there are no labels.
+
+        Labels are numbers by name: a class that is in a held-out split alone would have one that training never saw.
+        """
+        found: dict[str, dict[str | None, int]] = {split: {} for split in SPLITS}
+        for file in usable:
+            count = found[parts[file] or "train"]
+            count[classes[file]] = count.get(classes[file], 0) + 1
+        named = {split: {name for name in count if name is not None} for split, count in found.items()}
+        if any(None in count for count in found.values()):
+            if any(named.values()):
+                where = ", ".join(f"{count[None]} in {split}" for split, count in found.items() if None in count)
+                pl.utilities.rank_zero_warn(
+                    f"the images in {self.path} have no labels, since some lie in no sub-folder of a class ({where})."
+                )
+            return []
+        for split in ("val", "test"):
+            if strange := named[split] - named["train"]:
+                raise UserError(
+                    f"data.path is {self.path}, where {split} has the classes {_listed(strange)}, of which train has "
+                    "no image; name the sub-folders of classes alike in every split, or remove those."
+                )
+            if found[split] and (lacking := named["train"] - named[split]):
+                pl.utilities.rank_zero_info(
+                    f"{split} has images of {len(named[split])} of the {len(named['train'])} classes in {self.path}, "
+                    f"none of {_listed(lacking)}"
+                )
+        return sorted(named["train"]) if len(named["train"]) > 1 else []
 
     def _hold_out(self, rows: dict[str, Tensor], seeded: set[str]) -> None:
         """Move seeded parts of the training rows to the splits that have no folder."""
@@ -163,6 +195,10 @@ class ImageFolder(ImageDataModule):
 def _folders(name: str) -> list[str]:
     """The folders above a file, outermost first, without what leads nowhere or out of an archive."""
     return [part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".", "..")]
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _without_common(folders: list[list[str]], split: Split) -> list[list[str]]:

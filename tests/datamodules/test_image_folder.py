@@ -72,8 +72,8 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> 
     for split in ("train", "val", "test"):
         expected = [int(tuple(row) in cats) for row in rows(data, split)]
         assert data.labels(split).tolist() == expected
-    # Where some images lie beside the folders, these are no classes.
-    assert ready(write_files(tmp_path / "mixed", {**files, **images(1, "pets/", 50)})).num_classes == 0
+    with pytest.warns(UserWarning, match=r"no sub-folder of a class \(1 in train\)"):
+        assert ready(write_files(tmp_path / "mixed", {**files, **images(1, "pets/", 50)})).num_classes == 0
 
 
 def test_sub_folders_are_splits(tmp_path: Path) -> None:
@@ -91,6 +91,54 @@ def test_sub_folders_are_splits(tmp_path: Path) -> None:
     whole = ready(write_files(tmp_path / "three", {**files, **images(6, "all/valid/a/", 50)}), split="folders")
     assert whole.sizes == {"train": 30, "val": 6, "test": 12}
     assert "do not all lie in sub-folders" in message(write_files(tmp_path / "flat", images(9)), split="folders")
+
+
+def test_a_class_that_training_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    files = {**images(6, "train/ant/"), **images(6, "train/cat/", 6), **images(4, "test/cat/", 12)}
+    files |= images(4, "test/cow/", 16)
+    said = message(write_files(tmp_path / "test", files))
+    assert "where test has the classes cow, of which train has no image; name the sub-folders" in said
+    assert "where val has the classes Cat, of" in message(
+        write_files(
+            tmp_path / "val.zip", {**images(6, "train/ant/"), **images(6, "train/cat/", 6), **images(2, "val/Cat/")}
+        )
+    )
+    # One folder in each split is no class, but one of another name may be.
+    assert ready(write_files(tmp_path / "one", {**images(9, "train/all/"), **images(3, "test/all/", 9)})).classes == []
+    assert "the classes dog" in message(
+        write_files(tmp_path / "other", {**images(9, "train/cat/"), **images(3, "test/dog/", 9)})
+    )
+
+
+@pytest.mark.filterwarnings("ignore:skipped 2 of the")
+def test_a_class_whose_training_images_are_all_broken_is_one_that_training_lacks(tmp_path: Path) -> None:
+    files = {**images(9, "train/ant/"), **images(9, "train/bee/", 9), **images(3, "test/ant/", 20)}
+    files |= {"train/cat/0.png": b"", "train/cat/1.png": b""}
+    assert ready(write_files(tmp_path / "whole", files)).classes == ["ant", "bee"]
+    files |= images(3, "test/cat/", 30)
+    assert "test has the classes cat, of which train has no image" in message(write_files(tmp_path / "broken", files))
+
+
+def test_a_class_that_a_held_out_split_lacks_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {
+        **images(6, "train/a/"),
+        **images(6, "train/b/", 6),
+        **images(6, "train/c/", 12),
+        **images(5, "test/b/", 18),
+    }
+    with caplog.at_level("INFO", "pytorch_lightning.utilities.rank_zero"):
+        data = ready(write_files(tmp_path / "folder", files), validation_size=2)
+    assert data.classes == ["a", "b", "c"]
+    assert data.labels("test").tolist() == [1] * 5
+    (said,) = [record.message for record in caplog.records if "classes" in record.message]
+    assert said.startswith("test has images of 1 of the 3 classes in ")
+    assert said.endswith("none of a, c")
+
+
+def test_images_beside_the_folders_of_classes_leave_none_a_label_and_that_is_said(tmp_path: Path) -> None:
+    files = {**images(6, "train/a/"), **images(6, "train/b/", 6), **images(4, "test/", 12)}
+    with pytest.warns(UserWarning, match=r"have no labels, since some lie in no sub-folder of a class \(4 in test\)"):
+        assert ready(write_files(tmp_path / "folder", files)).num_classes == 0
 
 
 def test_splits_follow_the_seed(tmp_path: Path) -> None:
@@ -218,6 +266,7 @@ def test_links_in_folders_are_followed_once(tmp_path: Path) -> None:
     assert data.skipped_files == ["b/nowhere.png (No such file or directory)"]
 
 
+@pytest.mark.filterwarnings("ignore:the images in .* have no labels")
 def test_names_that_lead_out_of_an_archive_write_nothing(tmp_path: Path) -> None:
     outside = tmp_path / "outside.png"
     files = {**images(8, "../../cat/"), **images(8, "/dog/", 8), "../outside.png": encoded(pixels(50))}
