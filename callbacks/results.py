@@ -265,9 +265,10 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def _skipped(data: Any) -> dict[str, Any]:
-    """How many files of the data could not be used, and the first of them; nothing where all could."""
-    skipped = getattr(data, "skipped_files", [])
-    return {"skipped_files": {"count": len(skipped), "first": skipped[:SKIPPED_NAMED]}} if skipped else {}
+    """How many files of the data could not be used, the first of them, and those of formats that are not read."""
+    skipped, formats = getattr(data, "skipped_files", []), getattr(data, "skipped_formats", {})
+    files = {"skipped_files": {"count": len(skipped), "first": skipped[:SKIPPED_NAMED]}} if skipped else {}
+    return {**files, **({"skipped_formats": formats} if formats else {})}
 
 
 def _parameters(pl_module: pl.LightningModule) -> dict[str, int]:

@@ -95,7 +95,7 @@ class CelebA(ImageDataModule):
                 f"left out {len(strangers)} images of {self.name} that are not in {PARTITION[0]}: "
                 f"{', '.join(strangers[:NAMED])}{', …' if len(strangers) > NAMED else ''}."
             )
-        self.skipped_files = decoded.skipped + strangers
+        self.skipped_files, self.skipped_formats = decoded.skipped + strangers, files.other_formats
         numbers = torch.tensor([SPLITS.index(part) if part else -1 for part in parts])[decoded.files]
         rows = {split: (numbers == index).nonzero().flatten() for index, split in enumerate(SPLITS)}
         if len(rows["train"]) == 0:

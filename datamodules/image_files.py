@@ -15,12 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.idx import ROOT_VARIABLE, default_root
 from lightning_alws.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+OTHER_SUFFIXES = (  # of pictures too, but not read: they are counted, so that nobody misses them unawares
+    *(".apng", ".avif", ".bpg", ".dds", ".eps", ".exr", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2k", ".jfif"),
+    *(".jp2", ".jpe", ".jxl", ".pbm", ".pcx", ".pnm", ".psd", ".svg", ".tga", ".xcf"),
+    *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".iml", ".nef", ".orf", ".raf", ".rw2"),  # of cameras and scanners
+)
 LARGEST_FILE = 2**28  # bytes: what claims to be larger is no picture, and would fill the memory
 
 
@@ -34,11 +40,27 @@ class ImageFiles(ABC):
     Attributes:
         source: where they lie.
         names: their names below the source, with slashes; those of a folder or zip sorted, those of a tar in its order.
+        other_formats: how many pictures of formats that are not read lie there too, by the ending of their names.
     """
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
+    def __init__(self, source: Path, suffixes: tuple[str, ...]) -> None:
+        self.source, self.suffixes = source, suffixes
         self.names: list[str] = []
+        self.other_formats: dict[str, int] = {}
+
+    def _takes(self, name: str) -> bool:
+        """Whether a file is one of the images; one of another format is counted."""
+        if is_image(name, self.suffixes):
+            return True
+        if is_image(name, OTHER_SUFFIXES):
+            ending = PurePosixPath(name).suffix.lower()
+            self.other_formats[ending] = self.other_formats.get(ending, 0) + 1
+        return False
+
+    def other_formats_named(self) -> str:
+        """Their numbers and endings, the most frequent first; empty where there are none."""
+        counts = sorted(self.other_formats.items(), key=lambda one: (-one[1], one[0]))
+        return ", ".join(f"{count} {ending}" for ending, count in counts)
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -58,7 +80,7 @@ class ImageFiles(ABC):
 
 class _Folder(ImageFiles):
     def __init__(self, source: Path, suffixes: tuple[str, ...]) -> None:
-        super().__init__(source)
+        super().__init__(source, suffixes)
         self._sizes: dict[str, tuple[int, int]] = {}
         visited: set[str] = set()
         # Folders of classes are often symbolic links, which may lead in circles.
@@ -69,7 +91,7 @@ class _Folder(ImageFiles):
             visited.add(real)
             below[:] = [name for name in below if not name.startswith(".")]
             for file in files:
-                if not is_image(file, suffixes):
+                if not self._takes(file):
                     continue
                 name = (Path(folder) / file).relative_to(source).as_posix()
                 try:
@@ -101,7 +123,7 @@ class _Folder(ImageFiles):
 
 class _Tar(ImageFiles):
     def __init__(self, source: Path, suffixes: tuple[str, ...], argument: str) -> None:
-        super().__init__(source)
+        super().__init__(source, suffixes)
         try:
             self._archive = tarfile.open(source)  # noqa: SIM115 (read from until the end)
             members = self._archive.getmembers()
@@ -119,7 +141,7 @@ class _Tar(ImageFiles):
                 "archive of images, or fetch it anew."
             ) from error
         # Links are left out: their targets are members too, or lie outside.
-        self._members = [member for member in members if member.isreg() and is_image(member.name, suffixes)]
+        self._members = [member for member in members if member.isreg() and self._takes(member.name)]
         self.names = [member.name for member in self._members]
         self._status = os.stat(source)
 
@@ -142,7 +164,7 @@ class _Tar(ImageFiles):
 
 class _Zip(ImageFiles):
     def __init__(self, source: Path, suffixes: tuple[str, ...], argument: str) -> None:
-        super().__init__(source)
+        super().__init__(source, suffixes)
         try:
             self._archive = zipfile.ZipFile(source)
             members = self._archive.infolist()
@@ -151,7 +173,7 @@ class _Zip(ImageFiles):
                 f"{argument} is {source}, which is no readable zip ({error}); give a folder or an archive of images, "
                 "or fetch it anew."
             ) from error
-        members = [member for member in members if not member.is_dir() and is_image(member.filename, suffixes)]
+        members = [member for member in members if not member.is_dir() and self._takes(member.filename)]
         self._members = sorted(members, key=lambda member: member.filename)
         self.names = [member.filename for member in self._members]
 
@@ -170,8 +192,8 @@ class _Zip(ImageFiles):
 
 
 class _Single(ImageFiles):
-    def __init__(self, source: Path) -> None:
-        super().__init__(source)
+    def __init__(self, source: Path, suffixes: tuple[str, ...]) -> None:
+        super().__init__(source, suffixes)
         self.names = [source.name]
 
     def read(self, index: int) -> bytes:
@@ -207,7 +229,8 @@ def open_images(source: Path, argument: str, suffixes: tuple[str, ...] = SUFFIXE
     """The image files in a folder (searched throughout), a tar or a zip, or one image file.
 
     Names inside an archive are only ever names: no file is written, whatever path a name pretends to. Hidden files,
-    links inside a tar and files that do not end like images are left out.
+    links inside a tar and files that do not end like images are left out; pictures of formats that are not read, such
+    as GIF and HEIC, are too, with a warning that counts them by their endings.
 
     Args:
         source: the folder or file.
@@ -223,13 +246,22 @@ def open_images(source: Path, argument: str, suffixes: tuple[str, ...] = SUFFIXE
     elif not source.is_file():
         raise UserError(f"{argument} is {source}, but there is no such file or folder; check the path.")
     elif is_image(source.name, suffixes):
-        files = _Single(source)
+        files = _Single(source, suffixes)
+    elif is_image(source.name, OTHER_SUFFIXES):
+        raise UserError(f"{argument} is {source}, of a format that is not read; save it as PNG or JPEG.")
     else:
         files = (_Zip if zipfile.is_zipfile(source) else _Tar)(source, suffixes, argument)
+    others = files.other_formats_named()
     if not files.names:
+        beside = f" that are read (but {others})" if others else ""
         raise UserError(
-            f"{argument} is {source}, but it holds no images; give a folder or an archive of files that end in "
+            f"{argument} is {source}, but it holds no images{beside}; give a folder or an archive of files that end in "
             f"{', '.join(suffixes)}."
+        )
+    if others:
+        pl.utilities.rank_zero_warn(
+            f"left out {sum(files.other_formats.values())} pictures in {source} of formats that are not read: {others}"
+            "; save them as PNG or JPEG to use them."
         )
     return files
 

@@ -109,7 +109,7 @@ class ImageFolder(ImageDataModule):
         """(pixels, labels) of "train", "val" and "test", from the cache; labels 0 where there are no classes."""
         files, decoded = self._prepared or self._decoded()
         self._prepared = None
-        self.skipped_files = decoded.skipped
+        self.skipped_files, self.skipped_formats = decoded.skipped, files.other_formats
         folders = [_folders(name) for name in files.names]
         folders = _without_common(folders, self.split)
         parts = self._parts(folders)

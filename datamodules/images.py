@@ -49,13 +49,14 @@ class ImageDataModule(DeviceDataModule):
     pixel_range: tuple[float, float] | None = (-1.0, 1.0)  # of Gaussian images; None for numbers without bounds
     device_megabytes: int = 4096  # a split of more (2²⁰ bytes) stays in memory-mapped files and is streamed
     skipped_files: list[str]  # what could not be used, each with the reason; known with the data
+    skipped_formats: dict[str, int]  # pictures of formats that are not read, how many by the ending of their names
 
     def __init__(self, batch_size: int, eval_batch_size: int, validation_size: int, seed: int) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         if validation_size < 0:
             raise UserError(f"validation_size={validation_size} is negative; set it to 0 or more images.")
         self.validation_size = validation_size
-        self.skipped_files = []
+        self.skipped_files, self.skipped_formats = [], {}
         self._labels: dict[str, Tensor] = {}
 
     def read_images(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

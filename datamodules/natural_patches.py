@@ -84,7 +84,7 @@ class NaturalPatches(ImageDataModule):
         """(patches, zeros) of "train", "val" and "test", float32 (n, 1, size, size)."""
         size = self.image_shape[1]
         source = PatchSource(self.source, size)
-        self.skipped_files = source.skipped
+        self.skipped_files, self.skipped_formats = source.skipped, source.other_formats
         if source.skipped:
             which = ", ".join(source.skipped[:NAMED]) + (", …" if len(source.skipped) > NAMED else "")
             pl.utilities.rank_zero_warn(f"left out {len(source.skipped)} photographs, which cannot be used: {which}.")

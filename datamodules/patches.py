@@ -42,6 +42,7 @@ class PatchSource:
     Attributes:
         names: the photographs that can be used.
         skipped: those that cannot be read or are smaller than a patch, each with the reason in brackets.
+        other_formats: how many pictures of formats that are not read lie there too, by the ending of their names.
 
     Raises:
         UserError: there is no such file or folder, an archive is damaged, or there is no image.
@@ -50,6 +51,7 @@ class PatchSource:
     def __init__(self, source: str | None, size: int) -> None:
         self.size = size
         self._photographs = _Photographs(source)
+        self.other_formats = self._photographs.other_formats
         self.names: list[str] = []
         self.skipped: list[str] = []
         self._numbers: list[int] = []
@@ -102,13 +104,14 @@ class _Photographs:
 
     def __init__(self, source: str | None) -> None:
         self._source = source
+        self.other_formats: dict[str, int] = {}
         if source is None:
             sample = load_sample_images()
             self._sample = sample.images
             self.names = [Path(name).name for name in sample.filenames]
         else:
             self._files = open_images(find_source(source, "data.source"), "data.source", SUFFIXES)
-            self.names = self._files.names
+            self.names, self.other_formats = self._files.names, self._files.other_formats
 
     def read(self, number: int) -> np.ndarray:
         """Intensities (height, width), float32 in [0, 1]. Raises :class:`Unreadable`."""

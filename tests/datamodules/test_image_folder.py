@@ -235,6 +235,29 @@ def test_unreadable_files_are_left_out_named_and_counted(tmp_path: Path, recwarn
     assert record["skipped_files"] == {"count": 3, "first": data.skipped_files}
 
 
+@pytest.mark.filterwarnings("ignore:left out 5 pictures")
+@pytest.mark.parametrize("name", ["folder", "archive.tar", "archive.zip"])
+def test_pictures_of_formats_that_are_not_read_are_counted_by_ending(tmp_path: Path, name: str) -> None:
+    files = {**images(20), "notes.txt": b"none", ".DS_Store": b"", "Thumbs.db": b"", ".hidden.gif": b""}
+    files |= {f"moving{number}.gif": encoded(pixels(number), "GIF") for number in range(3)}
+    files |= {"below/phone.HEIC": b"", "raw.NEF": b"", "raw.gif.txt": b""}
+    source = write_files(tmp_path / name, files)
+    with pytest.warns(UserWarning, match="left out 5 pictures in .* of formats .*: 3 .gif, 1 .heic, 1 .nef; save"):
+        data = ready(source)
+    assert (sum(data.sizes.values()), data.skipped_files) == (20, [])
+    run = trainer(tmp_path, [ResultsFile()], max_steps=1)
+    run.fit(image_model("gaussian", (3, 8, 8)), datamodule=data)
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["skipped_formats"] == {".gif": 3, ".heic": 1, ".nef": 1}
+    assert "skipped_files" not in record
+
+
+def test_a_source_of_other_formats_alone_is_refused_and_says_which(tmp_path: Path) -> None:
+    files = {"a.gif": b"", "b.GIF": b"", "c.svg": b""}
+    assert "it holds no images that are read (but 2 .gif, 1 .svg)" in message(write_files(tmp_path / "folder", files))
+    assert "a.gif, of a format that is not read; save it as PNG or JPEG" in message(tmp_path / "folder" / "a.gif")
+
+
 def test_an_archive_mostly_of_broken_files_is_refused(tmp_path: Path) -> None:
     files = {**images(3), **{f"x{number}.jpg": b"\xff\xd8" for number in range(4)}}
     for source in (tmp_path / "folder", tmp_path / "archive.tar"):

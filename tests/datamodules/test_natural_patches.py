@@ -97,6 +97,12 @@ def test_small_and_broken_photographs_are_left_out(tmp_path: Path) -> None:
     assert sum(len(names) for names in data.photographs.values()) == 4
 
 
+def test_photographs_of_formats_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="left out 2 pictures in .*: 2 .dng"):
+        data = ready(write_files(tmp_path / "photographs", {**photographs(4), "a.dng": b"", "b.dng": b""}))
+    assert (data.skipped_files, data.skipped_formats) == ([], {".dng": 2})
+
+
 @pytest.mark.filterwarnings("ignore:left out")
 def test_too_few_photographs_are_refused(tmp_path: Path) -> None:
     one = write_files(tmp_path / "one", {**photographs(1), "zero.jpg": b""})
