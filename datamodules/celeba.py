@@ -13,15 +13,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from datamodules.idx import ROOT_VARIABLE, default_root
-from datamodules.image_files import ImageFiles, decode, open_images
+from datamodules.image_files import ImageFiles, decode, left_out, open_images, some_of, warn
 from datamodules.images import ImageDataModule
 from datamodules.loader import SPLITS
-from datamodules.pixel_cache import NAMED, Decoded, PixelCache
+from datamodules.pixel_cache import Decoded, PixelCache
 from datamodules.streaming import Rows
 from lightning_alws.errors import UserError, check_at_least
 
@@ -88,12 +87,11 @@ class CelebA(ImageDataModule):
         files, decoded, parts = self._prepared or self._decoded()
         self._prepared = None
         strangers = [
-            f"{name} (not in the partition)" for name, part in zip(files.names, parts, strict=True) if not part
+            left_out(name, "not in the partition") for name, part in zip(files.names, parts, strict=True) if not part
         ]
         if strangers:
-            pl.utilities.rank_zero_warn(
-                f"left out {len(strangers)} images of {self.name} that are not in {PARTITION[0]}: "
-                f"{', '.join(strangers[:NAMED])}{', …' if len(strangers) > NAMED else ''}."
+            warn(
+                f"left out {len(strangers)} images of {self.name} that are not in {PARTITION[0]}: {some_of(strangers)}."
             )
         self.skipped_files, self.skipped_formats = decoded.skipped + strangers, files.other_formats
         numbers = torch.tensor([SPLITS.index(part) if part else -1 for part in parts])[decoded.files]
@@ -119,9 +117,9 @@ class CelebA(ImageDataModule):
         parts = [splits.get(PurePosixPath(name).name) for name in files.names]
         absent = set(splits) - {PurePosixPath(name).name for name in files.names}
         if absent:
-            pl.utilities.rank_zero_warn(
+            warn(
                 f"{len(absent)} of the {len(splits)} images in {partition} are not in {images}: "
-                f"{', '.join(sorted(absent)[:NAMED])}{', …' if len(absent) > NAMED else ''}."
+                f"{some_of(sorted(absent))}."
             )
         turn = partial(decode, channels=3, size=self.image_shape[1], crop=self.crop)
         return files, PixelCache(self.name, files, self.image_shape, {"crop": self.crop}, turn).open(), parts

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.idx import ROOT_VARIABLE, default_root
-from lightning_alws.errors import UserError
+from lightning_alws.errors import UserError, printable
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 OTHER_SUFFIXES = (  # of pictures too, but not read: they are counted, so that nobody misses them unawares
@@ -28,6 +28,34 @@ OTHER_SUFFIXES = (  # of pictures too, but not read: they are counted, so that n
     *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".iml", ".nef", ".orf", ".raf", ".rw2"),  # of cameras and scanners
 )
 LARGEST_FILE = 2**28  # bytes: what claims to be larger is no picture, and would fill the memory
+
+
+NAMED = 5  # of the files left out that a message names
+
+
+def left_out(name: str, reason: object) -> str:
+    """A file that is not used and why, fit to be printed; the entry of ``skipped_files``."""
+    return printable(f"{name} ({reason})")
+
+
+def warn(message: str) -> None:
+    """Say something of the files, once for all processes, fit to be printed."""
+    pl.utilities.rank_zero_warn(printable(message))
+
+
+def inform(message: str) -> None:
+    """As :func:`warn`, what is no cause for concern."""
+    pl.utilities.rank_zero_info(printable(message))
+
+
+def refusal(message: str) -> UserError:
+    """The error of a message with names of files, all of it fit to be printed on one line."""
+    return UserError(printable(message))
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of the names, fit to be printed."""
+    return printable(", ".join(names[:NAMED])) + (", …" if len(names) > NAMED else "")
 
 
 class Unreadable(Exception):
@@ -105,7 +133,7 @@ class _Folder(ImageFiles):
 
     @staticmethod
     def _refuse(error: OSError) -> None:
-        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); mend its permissions.")
+        raise refusal(f"the folder {error.filename} cannot be read ({error.strerror}); mend its permissions.")
 
     def read(self, index: int) -> bytes:
         name = self.names[index]
@@ -136,7 +164,7 @@ class _Tar(ImageFiles):
             if members and file.tell() < members[-1].offset_data + members[-1].size:
                 raise tarfile.ReadError(f"it ends within {members[-1].name}")
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-            raise UserError(
+            raise refusal(
                 f"{argument} is {source}, which is no readable tar, zip or image file ({error}); give a folder or an "
                 "archive of images, or fetch it anew."
             ) from error
@@ -169,7 +197,7 @@ class _Zip(ImageFiles):
             self._archive = zipfile.ZipFile(source)
             members = self._archive.infolist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise UserError(
+            raise refusal(
                 f"{argument} is {source}, which is no readable zip ({error}); give a folder or an archive of images, "
                 "or fetch it anew."
             ) from error
@@ -219,7 +247,7 @@ def find_source(given: str, argument: str) -> Path:
     below = Path(default_root()).expanduser() / path
     # os.path.exists, unlike Path.exists, takes a folder that may not be entered for an empty one
     if not os.path.exists(path) and not os.path.exists(below):
-        raise UserError(
+        raise refusal(
             f"{argument} is {given}, but there is no such file or folder, nor in {ROOT_VARIABLE}; check the path."
         )
     return path if os.path.exists(path) else below
@@ -244,22 +272,22 @@ def open_images(source: Path, argument: str, suffixes: tuple[str, ...] = SUFFIXE
     if source.is_dir():
         files = _Folder(source, suffixes)
     elif not source.is_file():
-        raise UserError(f"{argument} is {source}, but there is no such file or folder; check the path.")
+        raise refusal(f"{argument} is {source}, but there is no such file or folder; check the path.")
     elif is_image(source.name, suffixes):
         files = _Single(source, suffixes)
     elif is_image(source.name, OTHER_SUFFIXES):
-        raise UserError(f"{argument} is {source}, of a format that is not read; save it as PNG or JPEG.")
+        raise refusal(f"{argument} is {source}, of a format that is not read; save it as PNG or JPEG.")
     else:
         files = (_Zip if zipfile.is_zipfile(source) else _Tar)(source, suffixes, argument)
     others = files.other_formats_named()
     if not files.names:
         beside = f" that are read (but {others})" if others else ""
-        raise UserError(
+        raise refusal(
             f"{argument} is {source}, but it holds no images{beside}; give a folder or an archive of files that end in "
             f"{', '.join(suffixes)}."
         )
     if others:
-        pl.utilities.rank_zero_warn(
+        warn(
             f"left out {sum(files.other_formats.values())} pictures in {source} of formats that are not read: {others}"
             "; save them as PNG or JPEG to use them."
         )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from datamodules.image_files import ImageFiles, decode, find_source, open_images
+from datamodules.image_files import ImageFiles, decode, find_source, inform, open_images, refusal, some_of, warn
 from datamodules.images import ImageDataModule
 from datamodules.loader import SPLITS
-from datamodules.pixel_cache import NAMED, Decoded, PixelCache
+from datamodules.pixel_cache import Decoded, PixelCache
 from datamodules.streaming import Rows
-from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.errors import UserError, check_at_least, printable
 from lightning_alws.noise import generator
 
 PARTS = {
@@ -25,6 +25,7 @@ PARTS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 LARGEST_SIZE = 1024
+LONGEST_TITLE = 50  # letters of the source's name in that of the cache: file systems take 255 bytes in all
 MOST_HELD_OUT = {"val": 5_000, "test": 10_000}  # where the sizes are not given: a tenth, but no more than this
 
 Split = Literal["auto", "folders", "seed"]
@@ -99,7 +100,7 @@ class ImageFolder(ImageDataModule):
         self.classes: list[str] = []
         self._prepared: tuple[ImageFiles, Decoded] | None = None  # so that one process lists the files once
         grey = "-grey" if channels == 1 else ""
-        self.name = f"{type(self).__name__}-{Path(path or 'none').name.partition('.')[0]}-{size}{grey}"
+        self.name = f"{type(self).__name__}-{_title(path or 'none')}-{size}{grey}"
 
     def prepare_data(self) -> None:
         """Decode the images, if they are not yet in the cache."""
@@ -128,7 +129,7 @@ class ImageFolder(ImageDataModule):
         """The split that each file's folder is named after; None for all where the seed decides alone."""
         parts = [PARTS.get(below[0].lower()) if below else None for below in folders]
         if self.split == "folders" and None in parts:
-            raise UserError(
+            raise refusal(
                 f"data.split is folders, but the images in {self.path} do not all lie in sub-folders named train, val "
                 "or test; move them there, or give seed."
             )
@@ -149,20 +150,18 @@ class ImageFolder(ImageDataModule):
         if any(None in count for count in found.values()):
             if any(named.values()):
                 where = ", ".join(f"{count[None]} in {split}" for split, count in found.items() if None in count)
-                pl.utilities.rank_zero_warn(
-                    f"the images in {self.path} have no labels, since some lie in no sub-folder of a class ({where})."
-                )
+                warn(f"the images in {self.path} have no labels, since some lie in no sub-folder of a class ({where}).")
             return []
         for split in ("val", "test"):
-            if strange := named[split] - named["train"]:
-                raise UserError(
-                    f"data.path is {self.path}, where {split} has the classes {_listed(strange)}, of which train has "
-                    "no image; name the sub-folders of classes alike in every split, or remove those."
+            if strange := sorted(named[split] - named["train"]):
+                raise refusal(
+                    f"data.path is {self.path}, where {split} has the classes {some_of(strange)}, of which train "
+                    "has no image; name the sub-folders of classes alike in every split, or remove those."
                 )
             if found[split] and (lacking := named["train"] - named[split]):
-                pl.utilities.rank_zero_info(
+                inform(
                     f"{split} has images of {len(named[split])} of the {len(named['train'])} classes in {self.path}, "
-                    f"none of {_listed(lacking)}"
+                    f"none of {some_of(sorted(lacking))}"
                 )
         return sorted(named["train"]) if len(named["train"]) > 1 else []
 
@@ -192,13 +191,14 @@ class ImageFolder(ImageDataModule):
         return find_source(self.path, "data.path")
 
 
+def _title(path: str) -> str:
+    """The name of a folder or archive without its endings, fit for a message, a figure and a folder's name."""
+    return printable(Path(os.path.abspath(Path(path).expanduser())).name.partition(".")[0])[:LONGEST_TITLE]
+
+
 def _folders(name: str) -> list[str]:
     """The folders above a file, outermost first, without what leads nowhere or out of an archive."""
     return [part for part in PurePosixPath(name).parts[:-1] if part not in ("/", ".", "..")]
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _without_common(folders: list[list[str]], split: Split) -> list[list[str]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datamodules.image_files import refusal, some_of, warn
 from datamodules.images import ImageDataModule
 from datamodules.loader import SPLITS, Convert, unchanged
 from datamodules.patches import PatchSource, pixel_statistics, without_mean
@@ -15,7 +15,6 @@ from datamodules.streaming import Rows
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.noise import generator
 
-NAMED = 5  # skipped photographs that a message names
 LEAST_PATCHES = 2  # a standard deviation takes two
 LEAST_DEVIATION = 1e-6  # of a pixel over the training patches: to be divided by
 
@@ -86,12 +85,11 @@ class NaturalPatches(ImageDataModule):
         source = PatchSource(self.source, size)
         self.skipped_files, self.skipped_formats = source.skipped, source.other_formats
         if source.skipped:
-            which = ", ".join(source.skipped[:NAMED]) + (", …" if len(source.skipped) > NAMED else "")
-            pl.utilities.rank_zero_warn(f"left out {len(source.skipped)} photographs, which cannot be used: {which}.")
+            warn(f"left out {len(source.skipped)} photographs, which cannot be used: {some_of(source.skipped)}.")
         usable = len(source.names)
         if usable < 2:
             first = f", first {source.skipped[0]}" if source.skipped else ""
-            raise UserError(
+            raise refusal(
                 f"data.source is {self.source}, where {usable} photographs can be used ({len(source.skipped)} cannot"
                 f"{first}); give two or more, so that those of the test give none to training."
             )
@@ -103,7 +101,7 @@ class NaturalPatches(ImageDataModule):
         patches = {split: without_mean(rows) for split, rows in drawn.items()}
         mean, std = pixel_statistics(patches["train"])
         if float(std.min()) < LEAST_DEVIATION:
-            raise UserError(
+            raise refusal(
                 f"data.source is {self.source}, where every training patch has the same number at some pixel, as blank "
                 "photographs do; give others."
             )

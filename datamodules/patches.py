@@ -21,8 +21,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from datamodules.image_files import SUFFIXES as IMAGE_SUFFIXES
-from datamodules.image_files import Unreadable, find_source, finite, in_mode, open_images
-from lightning_alws.errors import UserError
+from datamodules.image_files import Unreadable, find_source, finite, in_mode, left_out, open_images, refusal
 
 VAN_HATEREN = ".iml"
 VAN_HATEREN_SHAPE = (1024, 1536)
@@ -61,7 +60,7 @@ class PatchSource:
                 if min(height, width) < size:
                     raise Unreadable(f"{height} x {width} pixels, less than a patch of {size} x {size}")
             except Unreadable as error:
-                self.skipped.append(f"{name} ({error})")
+                self.skipped.append(left_out(name, error))
                 continue
             self.names.append(name)
             self._numbers.append(number)
@@ -159,7 +158,7 @@ def draw_patches(source: str | None, size: int, count: int, generator: torch.Gen
     """
     photographs = PatchSource(source, size)
     if photographs.skipped:
-        raise UserError(
+        raise refusal(
             f"data.source is {source}, where {len(photographs.skipped)} images cannot be used, first "
             f"{photographs.skipped[0]}; repair or remove them, or change the patch size."
         )

@@ -26,8 +26,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from datamodules.image_files import ImageFiles, Unreadable
-from lightning_alws.errors import UserError
+from datamodules.image_files import ImageFiles, Unreadable, left_out, refusal, some_of, warn
 from lightning_alws.files import default_cache_dir, write_json
 
 PIXELS, INDEX, JOURNAL = "pixels.bin", "index.json", "journal.jsonl"
@@ -35,7 +34,6 @@ VERSION = 1  # of what a cache holds; another one is decoded anew
 BLOCK = 1000  # files between two entries of the journal, about a second's work
 GROUP = 64  # files handed to a thread at once, unless they are large
 GROUP_BYTES = 2**23
-NAMED = 5  # skipped files that a message names
 
 Decode = Callable[[bytes], np.ndarray]
 
@@ -85,11 +83,11 @@ class PixelCache:
                 if index is None:
                     index = self._decode()
                 skipped = dict(index["skipped"])
-                named = [f"{self.files.names[number]} ({reason})" for number, reason in skipped.items()]
+                named = [left_out(self.files.names[number], reason) for number, reason in skipped.items()]
                 self._judge(named)
                 pixels = _mapped(self.folder / PIXELS, (index["rows"], *self.shape))
         except OSError as error:
-            raise UserError(
+            raise refusal(
                 f"the cache of decoded images {self.folder} cannot be used ({error.strerror or error}); set ALWS_CACHE "
                 f"to a folder that can be written to and has {self._megabytes()} MB of space."
             ) from error
@@ -103,15 +101,13 @@ class PixelCache:
         if not skipped:
             return
         total = len(self.files.names)
-        which = ", ".join(skipped[:NAMED]) + (", …" if len(skipped) > NAMED else "")
+        which = some_of(skipped)
         if 2 * len(skipped) > total:
-            raise UserError(
+            raise refusal(
                 f"{len(skipped)} of the {total} images in {self.files.source} cannot be used: {which}; repair or "
                 "remove them, or check the settings of the data."
             )
-        pl.utilities.rank_zero_warn(
-            f"skipped {len(skipped)} of the {total} images in {self.files.source}, which cannot be used: {which}."
-        )
+        warn(f"skipped {len(skipped)} of the {total} images in {self.files.source}, which cannot be used: {which}.")
 
     def _finished(self) -> dict[str, Any] | None:
         """The index of a whole cache; None, with a warning where something is damaged, if it must be decoded."""
@@ -125,7 +121,7 @@ class PixelCache:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             intact = False
         if not intact:
-            pl.utilities.rank_zero_warn(f"the cache {self.folder} is damaged; its images are decoded anew.")
+            warn(f"the cache {self.folder} is damaged; its images are decoded anew.")
             (self.folder / JOURNAL).unlink(missing_ok=True)
             path.unlink()
             return None

@@ -8,12 +8,31 @@ import torch
 from torch.multiprocessing import ProcessRaisedException
 
 
+def printable(text: object, kept: str = "") -> str:
+    r"""A text fit for a terminal and a file: what cannot be printed is escaped as in Python, as ``\n`` or ``\x1b``.
+
+    Names of files may hold anything: line breaks, a terminal's commands, bytes that are no UTF-8.
+
+    Args:
+        text: or what has one, such as a path.
+        kept: characters that stay as they are.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in kept else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
+
+
 class UserError(Exception):
     """A mistake in a setting, a file or a command line.
 
     The message is one sentence (or two) that says what is wrong, which argument has which value, and what to do.
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. What a name in it hides from the eye is
+    escaped (:func:`printable`), except for line breaks and tabs, which others' messages have.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message, kept="\n\t"))
 
 
 def check_at_least(section: str, **limits: tuple[float, float]) -> None:

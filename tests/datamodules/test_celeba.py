@@ -115,16 +115,18 @@ def test_images_that_are_broken_small_missing_or_in_no_partition_are_left_out(tm
     (folder / "000003.jpg").write_bytes(encoded(face(3)[:100], "JPEG"))
     (folder / "000004.jpg").unlink()
     (folder / "000004.gif").write_bytes(b"")
+    (folder / "new\x1b[31m\nline.jpg").write_bytes(encoded(face(5), "JPEG"))
     (folder / "000099.jpg").write_bytes(encoded(face(5), "JPEG"))
-    with pytest.warns(UserWarning, match="skipped 2 of the 12 images") as warnings:
+    with pytest.warns(UserWarning, match="skipped 2 of the 13 images") as warnings:
         data = ready(root)
     assert data.sizes == {"train": 4, "val": 2, "test": 3}
     assert data.skipped_formats == {".gif": 1}
-    assert [name[:10] for name in data.skipped_files] == ["000002.jpg", "000003.jpg", "000099.jpg"]
+    assert [name[:10] for name in data.skipped_files] == ["000002.jpg", "000003.jpg", "000099.jpg", r"new\x1b[31"]
     assert "178 x 100 pixels, less than the crop of 148" in data.skipped_files[1]
     said = " ".join(str(warning.message) for warning in warnings)
     assert "1 of the 12 images in" in said
-    assert "left out 1 images of CelebA-64 that are not in list_eval_partition.txt: 000099.jpg" in said
+    assert "left out 2 images of CelebA-64 that are not in list_eval_partition.txt: 000099.jpg" in said
+    assert all(str(warning.message).isprintable() for warning in warnings)
 
 
 @pytest.mark.parametrize(

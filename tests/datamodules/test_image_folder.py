@@ -258,6 +258,54 @@ def test_a_source_of_other_formats_alone_is_refused_and_says_which(tmp_path: Pat
     assert "a.gif, of a format that is not read; save it as PNG or JPEG" in message(tmp_path / "folder" / "a.gif")
 
 
+ODD = "line\nbreak \x1b[31mred\udcff"  # a terminal's command, and a byte that is no UTF-8
+ESCAPED = r"line\nbreak \x1b[31mred\udcff"
+
+
+@pytest.mark.parametrize("name", ["folder", "archive.tar"])
+@pytest.mark.filterwarnings("ignore:left out 1 pictures")
+@pytest.mark.filterwarnings("ignore:skipped 1 of the")
+def test_odd_names_are_escaped_wherever_they_are_named(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {**images(20, "train/a/"), **images(20, f"train/{ODD}/", 20), **images(3, "test/a/", 40)}
+    files |= {f"train/a/{ODD}.png": b"", "train/a/moving.gif": b""}
+    (tmp_path / ODD).mkdir()
+    source = write_files(tmp_path / ODD / name, files)
+    with (
+        caplog.at_level("INFO", "pytorch_lightning.utilities.rank_zero"),
+        pytest.warns(UserWarning, match="left out 1 pic") as warnings,
+    ):
+        data = ready(source, validation_size=2)
+    assert data.skipped_files == [rf"train/a/{ESCAPED}.png (no image)"]
+    assert data.classes == ["a", ODD]
+    run = trainer(tmp_path, [ResultsFile()], max_steps=1)
+    run.fit(image_model("gaussian", (3, 8, 8)), datamodule=data)
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["skipped_files"] == {"count": 1, "first": data.skipped_files}
+    files = {**images(2, "test/a/"), f"test/{ODD}!/0.png": encoded(pixels(90)), **images(5, "train/a/", 2)}
+    refused = message(write_files(tmp_path / ODD / f"strange-{name}", files))
+    assert f"test has the classes {ESCAPED}!, of which" in refused
+    missing = message(tmp_path / ODD / "missing")
+    said = [*(str(warning.message) for warning in warnings), *(record.message for record in caplog.records)]
+    assert len([text for text in said if ESCAPED in text]) >= 3  # formats, unreadable files, classes
+    for text in [*said, refused, missing]:
+        assert text.isprintable(), text
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
+def test_a_name_longer_than_a_cache_may_have_is_cut(tmp_path: Path) -> None:
+    for title in ("n" * 240, "😀" * 60):
+        data = ready(write_files(tmp_path / title, images(8)))
+        assert data.name.startswith(f"ImageFolder-{title[:50]}")
+        assert len(list((tmp_path / "cache" / "images").glob(f"{data.name}-*"))) == 1
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_files(tmp_path / "holiday", images(8)))
+    assert ready(".").name == "ImageFolder-holiday-8"
+
+
 def test_an_archive_mostly_of_broken_files_is_refused(tmp_path: Path) -> None:
     files = {**images(3), **{f"x{number}.jpg": b"\xff\xd8" for number in range(4)}}
     for source in (tmp_path / "folder", tmp_path / "archive.tar"):

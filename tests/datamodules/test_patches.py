@@ -149,10 +149,10 @@ def test_what_cannot_be_used_is_left_out_by_name(tmp_path: Path) -> None:
     for index in range(3):
         write(tmp_path / f"{index}.png", places(20, 20))
     write(tmp_path / "small.png", places(7, 40))
-    (tmp_path / "broken.jpg").write_bytes(b"")
+    (tmp_path / "broken\x1b.jpg").write_bytes(b"")
     source = PatchSource(str(tmp_path), 8)
     assert source.names == ["0.png", "1.png", "2.png"]
-    assert source.skipped == ["broken.jpg (no image)", "small.png (7 x 40 pixels, less than a patch of 8 x 8)"]
+    assert source.skipped == [r"broken\x1b.jpg (no image)", "small.png (7 x 40 pixels, less than a patch of 8 x 8)"]
     drawn = source.draw({"a": ([0, 2], 9, generator()), "b": ([1], 5, generator()), "none": ([1], 0, generator())})
     assert {name: tuple(rows.shape) for name, rows in drawn.items()} == {
         "a": (9, 8, 8),
