@@ -11,6 +11,7 @@ from torch import Tensor
 
 from callbacks.clusters import COLOURS
 from callbacks.figure import ExperimentFigure
+from callbacks.image_data import fair_rows, some_images
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.metrics.pixels import to_unit
 from lightning_alws.models.image import ImageGenerator, ImageModel
@@ -34,7 +35,7 @@ class ComponentMap(ExperimentFigure):
         columns: samples of each component.
         tiles: of the map, along each axis.
         survival: weight above which a component counts as surviving.
-        images: at most so many are used for the purity.
+        images: at most so many are used for the purity, chosen as :func:`~callbacks.image_data.fair_rows` does.
 
     Raises:
         UserError: a number makes no sense, or the model's prior is no mixture of at least two dimensions.
@@ -72,10 +73,13 @@ class ComponentMap(ExperimentFigure):
             "effective_components": float(torch.special.entr(weights).sum().exp()),
         }
         if hasattr(data, "labels"):
-            images = data.images(split)[: self.images].to(module.dtype)
+            rows = fair_rows(data, split, self.images, "component_map", split)
+            images = some_images(data, split, rows).to(module.dtype)
+            labels = data.labels(split)
+            labels = labels[rows.to(labels.device)] if isinstance(rows, Tensor) else labels[:rows]
             posterior = module.amortised_posterior(images)
             assigned = posterior.expectation(prior.statistics(posterior.sleep.z)["component"]).argmax(1)
-            numbers["component_purity"] = purity(assigned, data.labels(split)[: self.images])
+            numbers["component_purity"] = purity(assigned, labels)
         return numbers
 
     def draw(self, module: Any, data: Any, split: str) -> Figure:

@@ -43,6 +43,18 @@ def random_images(data: Any, split: str, count: int, *seed: int | str) -> Tensor
     return some_images(data, split, rows)
 
 
+def fair_rows(data: Any, split: str, count: int, *seed: int | str) -> Tensor | int:
+    """Rows of at most ``count`` images that stand for the split, for :func:`some_images`.
+
+    They are the first ones, unless the data say by ``in_file_order`` that the split follows its files' names, as that
+    of a folder does, where the first images may be of one class: then rows chosen by the seed. The published sets come
+    in an order that mixes the classes; their first images are what the literature's and our figures are of.
+    """
+    if split not in getattr(data, "in_file_order", ()):
+        return count
+    return torch.randperm(count_images(data, split), generator=generator(*seed))[:count]
+
+
 def image_model(callback: object, module: Any, data: Any) -> LatentVariableModel:
     """The evaluated model, one of images like the data's; a UserError names the callback that it is no use for."""
     model = getattr(module, "evaluation_model", None)

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from callbacks.image_data import some_images
+from callbacks.image_data import fair_rows, some_images
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.likelihoods import Bernoulli, DiscretisedLogistic
 from lightning_alws.metrics.annealed import AnnealedEstimate, Annealing, annealed_log_likelihood, simulated_bounds
@@ -62,7 +62,9 @@ class LogLikelihood(Callback):
         method: ``auto``, ``prior``, ``encoder`` or ``annealed``.
         num_samples: prior samples in the test.
         val_samples: prior samples in a validation; 0 for no estimate there.
-        max_images: at most so many images are used, the first of the split, by whatever method.
+        max_images: at most so many images are used by whatever method: the first of the split, or of an
+            :class:`~datamodules.image_folder.ImageFolder` whose split is a sub-folder, and so in the order of names and
+            classes, ones chosen at random, the same in every run (``results.json`` then says so).
         encoder_steps: steps the importance-sampling encoder is fitted for.
         importance_samples: posterior samples per image from a fitted encoder or the module's own.
         annealing: chains, temperatures and leapfrog steps; on a GPU, more of all.
@@ -174,6 +176,9 @@ class LogLikelihood(Callback):
             self._provenance["log_likelihood"]["dequantised"] = "uniform"
         if hasattr(pl_module, "log_weights"):
             self._own_encoder(pl_module, model, x)
+        if "test" in getattr(trainer.datamodule, "in_file_order", ()):  # type: ignore[attr-defined]
+            for part in self._provenance.keys() & {"log_likelihood", "log_likelihood_encoder"}:
+                self._provenance[part]["images_chosen"] = "at random"
 
     def _spacing(self, data: Any, model: Any) -> float | None:
         """The distance of the levels that images are spread over; 0 for a law of levels, None where neither holds."""
@@ -255,8 +260,11 @@ class LogLikelihood(Callback):
         return makes_images and getattr(pl_module, "has_likelihood", True)
 
     def _images(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> Tensor:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        # The same in every run, whatever its seed, so that figures can be compared.
+        rows = fair_rows(data, split, self.max_images, "log_likelihood", split)
         # Under a precision such as 64-true the trainer converts its batches, but not these.
-        return some_images(trainer.datamodule, split, self.max_images).to(pl_module.dtype)  # type: ignore[attr-defined]
+        return some_images(data, split, rows).to(pl_module.dtype)
 
     def _chunk(self, trainer: pl.Trainer) -> int:
         """Prior samples at a time: some two million pixels, and some 8 million pairs with the images."""

@@ -122,7 +122,9 @@ class ImageFolder(ImageDataModule):
         labels = torch.tensor([number.get(name or "", 0) for name in classes])[decoded.files]
         numbers = torch.tensor([SPLITS.index(part or "train") for part in parts])[decoded.files]
         rows = {split: (numbers == index).nonzero().flatten() for index, split in enumerate(SPLITS)}
-        self._hold_out(rows, seeded={"val", "test"} - set(parts))
+        seeded = {"val", "test"} - set(parts)
+        self._hold_out(rows, seeded)
+        self.in_file_order = frozenset(SPLITS) - seeded
         return self.chosen(decoded.pixels, labels, rows)
 
     def _parts(self, folders: list[list[str]]) -> list[str | None]:

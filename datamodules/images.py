@@ -48,6 +48,7 @@ class ImageDataModule(DeviceDataModule):
     redraws: bool = False  # whether training images are binarised anew at each step
     pixel_range: tuple[float, float] | None = (-1.0, 1.0)  # of Gaussian images; None for numbers without bounds
     device_megabytes: int = 4096  # a split of more (2²⁰ bytes) stays in memory-mapped files and is streamed
+    in_file_order: frozenset[str] = frozenset()  # splits that follow their files' names: often sorted by class or time
     skipped_files: list[str]  # what could not be used, each with the reason; known with the data
     skipped_formats: dict[str, int]  # pictures of formats that are not read, how many by the ending of their names
 

@@ -33,7 +33,7 @@ def check_comparable(records: Sequence[Record], metrics: Sequence[str]) -> None:
             require_equal(those, partial(distance_settings, metric=metric), metric, ADVICE)
         elif metric in LIKELIHOODS:
             part = metric.removeprefix("test/")
-            require_equal(those, partial(estimator, part=part, names=("images",)), metric, ADVICE)
+            require_equal(those, partial(estimator, part=part, names=("images", "images_chosen")), metric, ADVICE)
             if part != "log_likelihood" or not (all(map(is_reliable, those)) or _same_choice(those)):
                 require_equal(those, partial(estimator, part=part), metric, ADVICE)
         else:

@@ -221,6 +221,28 @@ def test_first_images_of_the_split_at_most(tmp_path: Path) -> None:
     assert callback.provenance()["log_likelihood"]["standard_error"] is None
 
 
+def test_of_a_split_in_the_order_of_its_files_random_images_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted by class, here by log p(x), the first images say nothing of the others."""
+    module, data = linear(0.0, count=200)
+    exact = module.generative.exact(data.images("test"))  # type: ignore[operator]
+    order = exact.argsort()
+    data.splits["test"] = data.splits["test"][order]
+    few = {"num_samples": 20_000, "max_images": 40}
+    first = run_test(tmp_path, module, data, callback := LogLikelihood(**few))
+    assert first["test/log_likelihood"] < float(exact.mean()) - 1  # the least likely fifth
+    assert "images_chosen" not in callback.provenance()["log_likelihood"]
+    data.in_file_order = frozenset(["train", "test"])  # type: ignore[attr-defined]
+    logged = run_test(tmp_path, module, data, callback := LogLikelihood(**few))
+    provenance = callback.provenance()["log_likelihood"]
+    assert logged["test/log_likelihood"] == pytest.approx(float(exact.mean()), abs=3 * provenance["standard_error"])
+    assert (provenance["images"], provenance["images_chosen"]) == (40, "at random")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")  # the images do not depend on the run's seed; the prior's samples do
+    again = run_test(tmp_path, module, data, LogLikelihood(**few))
+    assert again["test/log_likelihood"] == pytest.approx(logged["test/log_likelihood"], abs=0.05)
+
+
 def test_the_averaged_model_is_measured(tmp_path: Path) -> None:
     model = image_model(averaging=0.9)
     figures = []

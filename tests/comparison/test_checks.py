@@ -58,6 +58,10 @@ REFUSED = [
         r"test/log_likelihood cannot be compared: log_likelihood\.images is 297 in a, but 100 in b",
     ),
     (
+        {"provenance": {"log_likelihood.images_chosen": "at random"}},
+        r"log_likelihood\.images_chosen is unknown in a, but at random in b; test them alike",
+    ),
+    (
         {"provenance": IMPORTANCE, "metrics": UNRELIABLE, "config": {"log_likelihood.num_samples": 10}},
         r"log_likelihood\.method is prior samples in a, but importance sampling in b; "
         r"log_likelihood\.samples_per_image is 200000 in a, but 500 in b; test them alike",

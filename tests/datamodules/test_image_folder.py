@@ -86,8 +86,10 @@ def test_sub_folders_are_splits(tmp_path: Path) -> None:
     assert data.labels("test").tolist() == [0] * 5 + [1] * 7
     test = {tuple(pixels(number).transpose(2, 0, 1).flatten().tolist()) for number in range(30, 42)}
     assert {tuple(row) for row in rows(data, "test")} == test
+    assert data.in_file_order == {"train", "test"}
     seeded = ready(source, split="seed", test_size=3)  # then the folders are classes
     assert (seeded.sizes["test"], seeded.classes) == (3, ["Test", "train"])
+    assert seeded.in_file_order == {"train"}
     whole = ready(write_files(tmp_path / "three", {**files, **images(6, "all/valid/a/", 50)}), split="folders")
     assert whole.sizes == {"train": 30, "val": 6, "test": 12}
     assert "do not all lie in sub-folders" in message(write_files(tmp_path / "flat", images(9)), split="folders")
