@@ -13,7 +13,7 @@ from sklearn.decomposition import FastICA
 from torch import Tensor
 
 from datamodules.arrays import ArrayDataModule
-from datamodules.patches import draw_patches, standardise
+from datamodules.patches import check_default, draw_patches, standardise
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.noise import generator, mix_seed
 
@@ -82,6 +82,7 @@ class ICAMixtures(ArrayDataModule):
                 f"data.num_patches is {num_patches}; give more than the {patch_size**2} pixels of a patch, such as "
                 "10000."
             )
+        check_default(source, "data.patch_size", patch_size)
         self.source, self.patch_size, self.num_sources = source, patch_size, num_sources
         self.num_patches, self.noise_scale = num_patches, noise_scale
         self.split_sizes = {"train": train_size, "val": validation_size, "test": test_size}

@@ -10,9 +10,10 @@ from torch import Tensor
 from datamodules.image_files import refusal, some_of, warn
 from datamodules.images import ImageDataModule
 from datamodules.loader import SPLITS, Convert, unchanged
-from datamodules.patches import PatchSource, pixel_statistics, without_mean
+from datamodules.patches import PatchSource, check_default, pixel_statistics, without_mean
 from datamodules.streaming import Rows
 from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.memory import machine_memory
 from lightning_alws.noise import generator
 
 LEAST_PATCHES = 2  # a standard deviation takes two
@@ -35,7 +36,7 @@ class NaturalPatches(ImageDataModule):
         source: photographs: a folder, tar or zip of image files, or of van Hateren's ``.iml``; a relative one that is
             not there is looked for in $ALWS_DATA; by default the two that scikit-learn brings along.
         size: height and width of a patch in pixels.
-        train_size: training patches; in memory, each takes 4 · size² bytes.
+        train_size: training patches; in memory, each takes 4 · size² bytes, and twice that while they are made.
         validation_size: validation patches.
         test_size: test patches.
         test_fraction: of the photographs that are for the test, and as many for validation; at least one of each.
@@ -47,8 +48,8 @@ class NaturalPatches(ImageDataModule):
         photographs: the photographs of each split by name, once the data are read.
 
     Raises:
-        UserError: a number makes no sense; in ``setup`` if there are fewer than two photographs that can be used, or no
-            readable source.
+        UserError: a number makes no sense, or the patches do not fit in memory; in ``setup`` if there are fewer than
+            two photographs that can be used, or no readable source.
     """
 
     likelihood = "gaussian_unbounded"
@@ -73,6 +74,14 @@ class NaturalPatches(ImageDataModule):
         check_at_least("data", size=(size, 2), train_size=(train_size, LEAST_PATCHES), test_size=(test_size, 0))
         if not 0 < test_fraction < 0.5:
             raise UserError(f"data.test_fraction is {test_fraction}; give more than 0 and less than 0.5.")
+        check_default(source, "data.size", size)
+        bytes_needed = 2 * 4 * (train_size + validation_size + test_size) * size**2  # twice: while they are made
+        if bytes_needed > machine_memory():
+            raise UserError(
+                f"data.train_size is {train_size}, which with patches of {size} x {size} takes "
+                f"{bytes_needed / 2**30:.3g} GiB of memory, more than the {machine_memory() / 2**30:.3g} GiB of this "
+                "machine; lower it, or data.size."
+            )
         self.source, self.test_fraction = source, test_fraction
         self.split_sizes = {"train": train_size, "val": validation_size, "test": test_size}
         self.image_shape = (1, size, size)
@@ -98,7 +107,8 @@ class NaturalPatches(ImageDataModule):
         drawn = source.draw(
             {split: (parts[split], self.split_sizes[split], generator(self.seed, "patches", split)) for split in SPLITS}
         )
-        patches = {split: without_mean(rows) for split, rows in drawn.items()}
+        # No more is held at a time than twice all patches: they may be many, or large.
+        patches = {split: without_mean(drawn.pop(split)) for split in SPLITS}
         mean, std = pixel_statistics(patches["train"])
         if float(std.min()) < LEAST_DEVIATION:
             raise refusal(
@@ -106,7 +116,7 @@ class NaturalPatches(ImageDataModule):
                 "photographs do; give others."
             )
         return {
-            split: (((rows - mean) / std).unsqueeze(1), torch.zeros(len(rows), dtype=torch.int64))
+            split: (rows.sub_(mean).div_(std).unsqueeze(1), torch.zeros(len(rows), dtype=torch.int64))
             for split, rows in patches.items()
         }
 

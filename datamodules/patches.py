@@ -27,7 +27,23 @@ VAN_HATEREN = ".iml"
 VAN_HATEREN_SHAPE = (1024, 1536)
 SUFFIXES = (VAN_HATEREN, *IMAGE_SUFFIXES)
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green, blue: ITU-R BT.601
+SAMPLE_SHAPE = (427, 640)  # height and width of scikit-learn's photographs
 LEAST_CONTRAST = 0.01  # of intensities in [0, 1]: patches of sky are not blown up to full contrast
+
+
+def check_default(source: str | None, argument: str, size: int) -> None:
+    """Raise a UserError, before a model is made, for patches larger than the photographs that are the default.
+
+    Args:
+        source: as :class:`PatchSource` takes it.
+        argument: the setting of the patches' size.
+        size: height and width of a patch.
+    """
+    if source is None and size > min(SAMPLE_SHAPE):
+        raise refusal(
+            f"{argument} is {size}, but the photographs that come with scikit-learn have {SAMPLE_SHAPE[0]} x "
+            f"{SAMPLE_SHAPE[1]} pixels; give at most {min(SAMPLE_SHAPE)}, or larger photographs by data.source."
+        )
 
 
 class PatchSource:
@@ -93,7 +109,7 @@ class PatchSource:
                     patches[name][filled[name]] = pixels[top : top + self.size, left : left + self.size]
                     filled[name] += 1
         return {
-            name: patches[name][torch.randperm(count, generator=generator)]
+            name: patches.pop(name)[torch.randperm(count, generator=generator)]
             for name, (_, count, generator) in wanted.items()
         }
 
@@ -168,7 +184,7 @@ def draw_patches(source: str | None, size: int, count: int, generator: torch.Gen
 def without_mean(patches: Tensor) -> Tensor:
     """Patches (n, size, size) less their mean, over their standard deviation, or over 0.01 if that is less."""
     patches = patches - patches.mean((1, 2), keepdim=True)
-    return patches / patches.std((1, 2), correction=0, keepdim=True).clamp_min(LEAST_CONTRAST)
+    return patches.div_(patches.std((1, 2), correction=0, keepdim=True).clamp_min(LEAST_CONTRAST))
 
 
 def pixel_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

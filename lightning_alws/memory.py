@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,14 @@ class Describes(Protocol):
 
     def too_large(self) -> str:
         """The sentence's end: what the step's size was, and what to set."""
+
+
+def machine_memory() -> int:
+    """The machine's memory in bytes, whoever uses it; 2⁶³ where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 2**63
 
 
 def out_of_memory(error: BaseException) -> bool:

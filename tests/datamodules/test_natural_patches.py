@@ -147,12 +147,28 @@ def test_a_relative_source_is_looked_for_in_the_data_folder(tmp_path: Path, monk
         ({"train_size": 1}, "data.train_size is 1; give at least 2"),
         ({"test_size": -1}, "data.test_size is -1"),
         ({"validation_size": -1}, "validation_size=-1 is negative"),
+        (
+            {"size": 428},
+            "data.size is 428, but the photographs that come with scikit-learn have 427 x 640 pixels; give at",
+        ),
+        (
+            {"size": 400, "train_size": 10**9},
+            "data.train_size is 1000000000, .* takes 1.19e[+]06 GiB of memory, more than",
+        ),
         ({"test_fraction": 0.5}, "data.test_fraction is 0.5; give more than 0 and less than 0.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict[str, float], said: str) -> None:
     with pytest.raises(UserError, match=said):
         NaturalPatches(**settings)  # type: ignore[arg-type]
+
+
+def test_as_much_as_fits_is_taken_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read: 440 patches of 64 pixels, four bytes each, twice."""
+    monkeypatch.setattr(natural_patches, "machine_memory", lambda: 440 * 64 * 8)
+    NaturalPatches(**SMALL)
+    with pytest.raises(UserError, match="data.train_size is 301, which with patches of 8 x 8 takes"):
+        NaturalPatches(**{**SMALL, "train_size": 301})
 
 
 def test_the_photographs_at_hand(real_root: Path) -> None:

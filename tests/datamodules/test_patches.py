@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.patches import PatchSource, _Photographs, draw_patches, standardise
+from datamodules.patches import SAMPLE_SHAPE, PatchSource, _Photographs, draw_patches, standardise
 from lightning_alws.errors import UserError
 
 
@@ -36,6 +36,7 @@ def generator() -> torch.Generator:
 
 
 def test_scikit_learns_two_photographs_are_the_default() -> None:
+    assert all(pixels.shape == SAMPLE_SHAPE for _, pixels in photographs(None))
     images = dict(photographs(None))
     assert list(images) == ["china.jpg", "flower.jpg"]
     for pixels in images.values():
