@@ -164,8 +164,9 @@ class _Tar(ImageFiles):
             if members and file.tell() < members[-1].offset_data + members[-1].size:
                 raise tarfile.ReadError(f"it ends within {members[-1].name}")
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), "").rstrip(":")  # then come all compressions it may have
             raise refusal(
-                f"{argument} is {source}, which is no readable tar, zip or image file ({error}); give a folder or an "
+                f"{argument} is {source}, which is no readable tar, zip or image file ({reason}); give a folder or an "
                 "archive of images, or fetch it anew."
             ) from error
         # Links are left out: their targets are members too, or lie outside.
@@ -271,6 +272,8 @@ def open_images(source: Path, argument: str, suffixes: tuple[str, ...] = SUFFIXE
     files: ImageFiles
     if source.is_dir():
         files = _Folder(source, suffixes)
+    elif os.path.exists(source) and not source.is_file():
+        raise refusal(f"{argument} is {source}, which is neither a folder nor a file; give one of them.")
     elif not source.is_file():
         raise refusal(f"{argument} is {source}, but there is no such file or folder; check the path.")
     elif is_image(source.name, suffixes):

@@ -49,7 +49,8 @@ class ImageFolder(ImageDataModule):
         channels: 3 for colour, 1 for grey.
         crop: height and width of the centre that is resized; by default the largest square.
         split: "folders" for splits by sub-folder, "seed" for seeded splits of all images whatever the folders are
-            called, "auto" for folders where all images lie in a sub-folder of a split.
+            called, "auto" for folders where all images lie in a sub-folder of a split; where only some do, beside
+            those for training and test or validation, they are refused.
         validation_size: images set apart for validation; by default a tenth, at most 5000.
         test_size: images set apart for test; by default a tenth, at most 10 000. Without effect on folders.
         device_megabytes: a split of more (2²⁰ bytes of pixels) is streamed from the cache, instead of being held on
@@ -113,7 +114,7 @@ class ImageFolder(ImageDataModule):
         self.skipped_files, self.skipped_formats = decoded.skipped, files.other_formats
         folders = [_folders(name) for name in files.names]
         folders = _without_common(folders, self.split)
-        parts = self._parts(folders)
+        parts = self._parts(files.names, folders)
         below = [names[1:] if part else names for part, names in zip(parts, folders, strict=True)]
         classes = [names[0] if names else None for names in below]
         self.classes = self._classes(parts, classes, decoded.files.tolist())
@@ -127,13 +128,19 @@ class ImageFolder(ImageDataModule):
         self.in_file_order = frozenset(SPLITS) - seeded
         return self.chosen(decoded.pixels, labels, rows)
 
-    def _parts(self, folders: list[list[str]]) -> list[str | None]:
+    def _parts(self, names: list[str], folders: list[list[str]]) -> list[str | None]:
         """The split that each file's folder is named after; None for all where the seed decides alone."""
         parts = [PARTS.get(below[0].lower()) if below else None for below in folders]
         if self.split == "folders" and None in parts:
             raise refusal(
                 f"data.split is folders, but the images in {self.path} do not all lie in sub-folders named train, val "
                 "or test; move them there, or give seed."
+            )
+        if self.split == "auto" and None in parts and {"train"} < set(parts) - {None}:
+            beside = [name for name, part in zip(names, parts, strict=True) if part is None]
+            raise refusal(
+                f"data.path is {self.path}, where {len(beside)} images lie beside the sub-folders of train and test or "
+                f"val: {some_of(beside)}; move or remove them, or give data.split seed to draw all splits at random."
             )
         if self.split == "seed" or None in parts or "train" not in parts:
             return [None] * len(folders)

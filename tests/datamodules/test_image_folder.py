@@ -95,6 +95,15 @@ def test_sub_folders_are_splits(tmp_path: Path) -> None:
     assert "do not all lie in sub-folders" in message(write_files(tmp_path / "flat", images(9)), split="folders")
 
 
+def test_an_image_beside_the_splits_does_not_move_the_test_into_training(tmp_path: Path) -> None:
+    files = {**images(20, "train/"), **images(5, "test/", 20), "docs/logo.png": encoded(pixels(50))}
+    source = write_files(tmp_path / "folder", files)
+    assert "1 images lie beside the sub-folders of train and test or val: docs/logo.png; move" in message(source)
+    assert sum(ready(source, split="seed").sizes.values()) == 26  # as asked for
+    vehicles = {**images(10, "train/"), **images(10, "ship/", 10)}  # a class may be called so
+    assert ready(write_files(tmp_path / "vehicles", vehicles)).classes == ["ship", "train"]
+
+
 def test_a_class_that_training_lacks_is_refused_by_name(tmp_path: Path) -> None:
     files = {**images(6, "train/ant/"), **images(6, "train/cat/", 6), **images(4, "test/cat/", 12)}
     files |= images(4, "test/cow/", 16)
@@ -376,7 +385,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.tar.gz").write_bytes(packed[: len(packed) // 2])
     assert "no readable tar" in message(tmp_path / "cut.tar.gz")
     (tmp_path / "text.tar").write_bytes(b"not an archive" * 100)
-    assert "no readable tar" in message(tmp_path / "text.tar")
+    assert "image file (file could not be opened successfully); give" in message(tmp_path / "text.tar")
     write_files(tmp_path / "whole.zip", images(12))
     (tmp_path / "cut.zip").write_bytes((tmp_path / "whole.zip").read_bytes()[:-30])
     assert "no readable" in message(tmp_path / "cut.zip")
@@ -386,6 +395,7 @@ def test_empty_and_missing_sources_are_refused(tmp_path: Path) -> None:
     assert message(None).startswith("data.path is not given")
     assert "no such file or folder, nor in ALWS_DATA" in message(tmp_path / "missing")
     assert message("").startswith("data.path is '', which names nothing")
+    assert message("/dev/null") == "data.path is /dev/null, which is neither a folder nor a file; give one of them."
     (tmp_path / "empty" / "below").mkdir(parents=True)
     (tmp_path / "empty" / "readme.txt").write_text("nothing here")
     assert "holds no images; give a folder" in message(tmp_path / "empty")
