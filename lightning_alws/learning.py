@@ -203,10 +203,12 @@ class AmortisedLearning(LatentVariableModule):
         if self.regression.most_pooled is not None:
             name = type(self.regression).__name__
             advice += f", choose RandomFeatureRidge for model.learning.regression ({name} keeps an N × N matrix)"
+        sizes = {"held_out": self.learning.held_out_drawn}
         if name := self.regression.sized_by:
-            advice += f", lower model.learning.regression.{name} ({getattr(self.regression, name)})"
-        if (held_out := self.learning.held_out_drawn) > count:
-            advice = f"lower model.learning.held_out ({held_out}), {advice}"
+            sizes[f"regression.{name}"] = getattr(self.regression, name)
+        for name, size in sizes.items():
+            if size > count:
+                advice = f"lower model.learning.{name} ({size}), {advice}"
         return (
             f"in step {self.global_step} with model.learning.sleep_samples {count}{pooled}, and "
             f"model.learning.chunk {'not set' if chunk is None else chunk}; {advice}, or lower sleep_samples or the "
