@@ -69,6 +69,12 @@ class Parser(LightningArgumentParser):
         """Raise what is wrong as a UserError instead of printing the usage."""
         raise UserError(condense(message)) from ex
 
+    def parse_args(self, args: Any = None, *rest: Any, **settings: Any) -> Any:
+        """As jsonargparse's, which hands the null of ``--model.learning.chunk null`` on as the word None."""
+        if isinstance(args, list):
+            args = [f"{arg[:-4]}null" if isinstance(arg, str) and arg.endswith("=None") else arg for arg in args]
+        return super().parse_args(args, *rest, **settings)
+
     def parse_path(self, cfg_path: Any, *args: Any, **settings: Any) -> Any:
         """A config, or a UserError if it is no text."""
         try:
@@ -159,7 +165,7 @@ class AlwsCLI(LightningCLI):
             kwargs["callbacks"] = [*(self._get(self.config_init, "trainer").callbacks or []), callbacks.ProgressBar()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise UserError(f"the trainer refuses its settings: {condense(str(error))}") from error
 
     def before_predict(self) -> None:

@@ -27,12 +27,12 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
+from training_step import Clock  # first of all: in tests there are folders that have the names of packages
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]  # the model with a known truth lives with the tests
 
 from gradient_error_rivals import Truth, small_images  # noqa: E402
 from models import LinearGaussian, flat_gradient  # noqa: E402
-from training_step import Clock  # noqa: E402
 
 from lightning_alws.feature_ridge import FeatureMap, NystromRidge, RandomFeatureRidge  # noqa: E402
 from lightning_alws.generative import LatentVariableModel  # noqa: E402

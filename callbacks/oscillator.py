@@ -18,6 +18,8 @@ from lightning_alws.noise import seeded
 SIZES = {"val": (2000, 150), "test": (8000, 300)}
 FORGET = 50  # first steps left out, until the beginning is forgotten
 PARTICLES = {"val": 2000, "test": 20_000}
+LINES = 4  # columns drawn as lines; more, as an image
+BRIGHTNESS = (-0.1, 1.1)  # of the oscillator's pictures
 PANELS = 3
 NAMES = ("period", "diffusion", "spread")
 
@@ -75,13 +77,19 @@ class Oscillator(FigureWithHistory):
         x, model = data.observations(split), module.dynamics
         z = model.sample_path(PANELS, x.shape[1])
         generated = model.emission(z).sample()
+        true = getattr(data, "truth", None)
+        limits = BRIGHTNESS if true else (float(x.min()), float(x.max()))
         for k in range(PANELS):
             if k < len(x):
-                _draw_series(axes[0, k], x[k], f"data, series {k}")
-            _draw_series(axes[1, k], generated[k], f"generated, series {k}")
+                _draw_series(axes[0, k], x[k], f"data, series {k}", limits)
+            else:
+                axes[0, k].set_axis_off()
+            _draw_series(axes[1, k], generated[k], f"generated, series {k}", limits)
         self._draw_states(axes[2, 0], model.sample_path(60, 100)[:, FORGET:], module.posterior_mean(x), "learnt")
-        if true := getattr(data, "truth", None):
+        if true:
             self._draw_states(axes[2, 1], true.draw_states(60, 100)[:, FORGET:], data.states(), "true")
+        else:
+            axes[2, 1].set_axis_off()
         self._draw_course(axes[2, 2], self.truth(data), getattr(true, "observation_scale", 1.0))
         return figure
 
@@ -105,9 +113,11 @@ class Oscillator(FigureWithHistory):
         axis.legend(fontsize="small")
 
 
-def _draw_series(axis: Any, series: Tensor, title: str) -> None:
-    if series.shape[1] == 1:
-        axis.plot(series[:, 0].cpu().numpy())
+def _draw_series(axis: Any, series: Tensor, title: str, limits: tuple[float, float]) -> None:
+    if series.shape[1] <= LINES:
+        axis.plot(series.cpu().numpy(), lw=0.8)
     else:
-        axis.imshow(series.T.cpu().numpy(), cmap="viridis", vmin=-0.1, vmax=1.1, aspect="auto", origin="lower")
+        axis.imshow(
+            series.T.cpu().numpy(), cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto", origin="lower"
+        )
     axis.set(title=title, xlabel="time step")

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -34,7 +35,7 @@ class Blowfly(ObservedSeries):
 
     Without a path they are read from ``ROOT/blowfly.csv``, and if there is no such file downloaded from the public
     repository wittawatj/k2abc (MIT, Copyright (c) 2016 Mijung Park, Wittawat Jitkrittum, Dino Sejdinovic) and kept
-    there. Observations are float32 (1, T), in counts.
+    there, both by their checksum. Observations are float32 (1, T), in counts.
 
     Args:
         path: a CSV file with a column ``count``, in counts, at regular times; in days, where it has a column
@@ -80,6 +81,11 @@ class Blowfly(ObservedSeries):
             raise UserError(
                 f"{self.path} holds {len(self._counts)} counts, but Nicholson's blowflies are {LENGTH}; delete it to "
                 "download it again, or give a file of your own as data.path."
+            )
+        if not self.own and checksum(self._counts.tolist()) != CHECKSUM:
+            raise UserError(
+                f"{self.path} holds {LENGTH} counts, but not Nicholson's (another checksum); delete it to download it "
+                "again, or give it as data.path."
             )
         return self._counts[None].float()
 
@@ -140,9 +146,9 @@ def parse_counts(text: str) -> list[int]:
     )
 
 
-def checksum(counts: list[int]) -> str:
+def checksum(counts: Sequence[float]) -> str:
     """The SHA-256 of counts in decimal, separated by commas."""
-    return hashlib.sha256(",".join(map(str, counts)).encode()).hexdigest()
+    return hashlib.sha256(",".join(f"{count:.15g}" for count in counts).encode()).hexdigest()
 
 
 class BlowflySimulated(ObservedSeries):

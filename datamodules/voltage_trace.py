@@ -17,6 +17,7 @@ TIME_STEP = 0.05  # ms, of the simulated trace
 STEPS = ((100, 0.0), (800, 10.0), (100, 0.0))  # how many, and the current's mean in µA/cm², as published
 CURRENT_NOISE = 2.0  # µA/cm², in each time step
 LEAST_STEP, LEAST_VOLTAGE = 1e-3, 1.0  # ms and mV; below, a file is in seconds and volts
+MOST_VOLTAGE = 1000.0  # mV; above, it is in µV, or holds no membrane's voltages
 
 
 class VoltageTrace(ObservedSeries):
@@ -102,5 +103,12 @@ def read_trace(path: Path) -> tuple[float, Tensor, Tensor]:
         raise UserError(
             f"data.path is {path}, whose voltages all are between -{LEAST_VOLTAGE:g} and {LEAST_VOLTAGE:g} mV, as if "
             "in volts; give mV."
+        )
+    far = voltage.abs() >= MOST_VOLTAGE
+    if far.any():
+        row = int(far.nonzero()[0])
+        raise UserError(
+            f"data.path is {path}, whose voltage in row {row + 1} is {float(voltage[row]):.6g} mV, as if in µV; give "
+            f"mV, between -{MOST_VOLTAGE:g} and {MOST_VOLTAGE:g}."
         )
     return step, columns["current"], voltage

@@ -52,6 +52,8 @@ def condense(message: str) -> str:
 
     jsonargparse reports each type it tried, one a line behind "- "; the last of them, None, says nothing.
     """
+    if "Got value" not in message and "dot import path" not in message:  # else the value is named already
+        message = re.sub(r"(?m)^\s*Given value: (?!NestedArg)(\S{1,40})$", r"- Got value: \1", message)
     message = re.sub(r"(?m)^\s*(Given value.*|- Expected (a )?(<class ')?NoneType.*|Subtypes:.*|Errors:)$", "", message)
     message = re.sub(r"(?m)^\s*- Expected a path but .*$", "", message)
     message = message.replace("Does not validate against any of the Union subtypes", "")
@@ -73,6 +75,8 @@ def condense(message: str) -> str:
         message,
     )
     text = re.sub(r"\s+", " ", re.sub(r"(?m)^\s*- ", "", message)).strip()
+    text = re.sub(r"(Expected a \w+) (?=Expected a )", r"\1 or ", text)
+    text = re.sub(r"(?<![.;]) Got value: ", ". Got value: ", text)
     return text if len(text) <= 600 else text[:600] + " …"
 
 

@@ -162,6 +162,7 @@ class RandomFeatureRidge(FeatureRidge):
         UserError: the ridge is not positive, D is odd or below 2, or the kernel has no spectrum to draw from.
     """
 
+    sized_by = "count"
     frequencies: Tensor
 
     def __init__(
@@ -202,6 +203,7 @@ class RandomFeatureRidge(FeatureRidge):
             self._draw(step)
 
     def feature_map(self, features: Tensor) -> FeatureMap:
+        """√(2/D) (cos ω·g/s, sin ω·g/s); of the samples' features only the number type counts."""
         scaled = self.frequencies.to(features) / self.kernel.bandwidth.to(features.dtype)
 
         def waves(g: Tensor) -> Tensor:
@@ -240,6 +242,8 @@ class NystromRidge(FeatureRidge):
         UserError: the ridge is not positive, or m below 1.
     """
 
+    sized_by = "centres"
+
     def __init__(
         self,
         event_shape: tuple[int, ...],
@@ -253,6 +257,7 @@ class NystromRidge(FeatureRidge):
         self.centres = self.mapped_rows = centres
 
     def feature_map(self, features: Tensor) -> FeatureMap:
+        """L⁻¹ k(c, g), with the first m of the samples' features for centres c; NaN where K_cc has no factor L."""
         centres = features[: self.centres]
         gram = self.kernel.gram(centres)
         # At least what rounding does to the largest eigenvalue, up to m: wide kernels cannot be factorised with less.

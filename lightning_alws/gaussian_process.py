@@ -85,6 +85,7 @@ class Hyperparameters:
         )
 
         def closure() -> Tensor:
+            """The loss, its gradient left in the logarithms: what L-BFGS asks for at each point of its search."""
             optimiser.zero_grad()
             loss = -log_marginal(logarithms, x).mean()
             loss.backward()

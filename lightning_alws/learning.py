@@ -28,7 +28,7 @@ from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.kernels import ModelFeatures
 from lightning_alws.likelihoods import TensorMap
-from lightning_alws.memory import names_memory
+from lightning_alws.memory import installed, names_memory
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.objectives import KernelObjective
 from lightning_alws.penalties import Penalty
@@ -203,6 +203,12 @@ class AmortisedLearning(LatentVariableModule):
         if self.regression.most_pooled is not None:
             name = type(self.regression).__name__
             advice += f", choose RandomFeatureRidge for model.learning.regression ({name} keeps an N × N matrix)"
+        sizes = {"held_out": self.learning.held_out_drawn}
+        if name := self.regression.sized_by:
+            sizes[f"regression.{name}"] = getattr(self.regression, name)
+        for name, size in sizes.items():
+            if size > count:
+                advice = f"lower model.learning.{name} ({size}), {advice}"
         return (
             f"in step {self.global_step} with model.learning.sleep_samples {count}{pooled}, and "
             f"model.learning.chunk {'not set' if chunk is None else chunk}; {advice}, or lower sleep_samples or the "
@@ -316,7 +322,7 @@ class AmortisedLearning(LatentVariableModule):
         return self.amortised_posterior(self.observe(batch), batch_idx)
 
     def setup(self, stage: str) -> None:
-        """Take the scope; raise a UserError for a precision, or for numbers, in which no matrix can be factorised."""
+        """Take the scope; raise a UserError for a precision, or for a number, in which no matrix can be factorised."""
         if self.trainer.precision in ("16-true", "bf16-true"):
             raise UserError(
                 f"trainer.precision is {self.trainer.precision}, in which no Gram matrix can be factorised; give "
@@ -325,6 +331,19 @@ class AmortisedLearning(LatentVariableModule):
         self.scope = scope_named(self.learning.regression_scope)
         if self.scope.ranks > 1:
             self.regression.check_pooled(self.learning.sleep_samples, self.scope.ranks)
+        if self.regression.most_pooled is not None:
+            self._check_memory(installed(self.trainer.strategy.root_device))
+
+    def _check_memory(self, there: int | None) -> None:
+        """Raise a UserError where N × N matrices need more than all memory: Linux would kill the run without a word."""
+        count = self.learning.sleep_samples * self.scope.ranks
+        needed = 2 * count**2 * self.regression.log_ridge.element_size()  # the Gram matrix and its factor
+        if there is not None and needed > there:
+            raise UserError(
+                f"model.learning.sleep_samples is {self.learning.sleep_samples}, and the Gram matrix of {count} sleep "
+                f"samples and its factor take {needed / 2**30:.3g} GiB, more than the {there / 2**30:.3g} GiB that "
+                "there are; lower it, or choose NystromRidge or RandomFeatureRidge for model.learning.regression."
+            )
 
     def _check_pooling(self) -> None:
         objective = self.learning.kernel_objective

@@ -97,6 +97,7 @@ class LowRankRidge(KernelRidge):
     """
 
     most_pooled = None
+    sized_by = "max_rank"
 
     def __init__(
         self,

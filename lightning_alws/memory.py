@@ -40,6 +40,16 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in SAID)
 
 
+def installed(device: torch.device) -> int | None:
+    """Bytes of memory that a device has in all, used or not; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # another system than Unix, or one without these names
+        return None
+
+
 def asked_for(error: BaseException) -> str:
     """How much memory was asked for in vain, with a space before it; empty where the error does not tell."""
     found = re.search(r"(?i)(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))

@@ -136,8 +136,8 @@ class PopulationStatistics(nn.Module):
         least = max(8, 2 * lags + 2)
         if len(event_shape) != 1 or event_shape[0] < least:
             raise UserError(
-                f"PopulationStatistics takes series of at least {least} counts (T,), but observations have shape "
-                f"{tuple(event_shape)}; use another kernel, or fewer lags."
+                f"PopulationStatistics with lags={lags} takes series of at least {least} counts (T,), but observations "
+                f"have shape {tuple(event_shape)}; give a longer series, or lower its lags."
             )
         self.lags = lags
 

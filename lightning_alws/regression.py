@@ -225,9 +225,11 @@ class KernelRidge(nn.Module):
 
     Attributes:
         most_pooled: samples of all ranks together that it can be fitted on; None for any number.
+        sized_by: the argument that its memory grows with beside N; empty where there is none.
     """
 
     most_pooled: int | None = 20_000
+    sized_by: str = ""
 
     def __init__(
         self,

@@ -41,12 +41,15 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_root(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root folder with tiny MNIST and Fashion-MNIST files, and as many counts as there are of blowflies."""
     from idx_files import write_idx_root
 
-    root = tmp_path_factory.mktemp("root")
-    (root / "blowfly.csv").write_text("count\n" + "\n".join(str(100 + 40 * (row % 19)) for row in range(180)))
+    from datamodules import blowfly
+
+    root, counts = tmp_path_factory.mktemp("root"), [100 + 40 * (row % 19) for row in range(180)]
+    (root / "blowfly.csv").write_text("count\n" + "\n".join(map(str, counts)))
+    monkeypatch.setattr(blowfly, "CHECKSUM", blowfly.checksum(counts))
     for name in ("MNIST", "FashionMNIST"):
         write_idx_root(root, name)
     return root

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from cli import CONFIGS, main
+from cli import CONFIGS, main, resolve
 from lightning_alws.checkpoints import flatten, is_whole, last_whole
 from lightning_alws.errors import UserError, condense
 from lightning_alws.run_folder import refuse_other_data, refuse_to_go_back
@@ -499,8 +499,28 @@ def test_condense_keeps_what_matters() -> None:
         "  Given value type: <class 'str'>\n  Given value: Nope"
     )
     assert condense(message) == 'Parser key "data": there is no class named Nope; see --help for those there are'
+    union = (
+        'Parser key "chunk":\n  Does not validate against any of the Union subtypes\n  Subtypes: [a, b]\n  Errors:\n'
+        "    - Expected a <class 'int'>\n    - Expected a <class 'bool'>\n    - Expected a <class 'NoneType'>\n"
+        "  Given value type: <class 'str'>\n  Given value: 2.5"
+    )
+    said = 'Parser key "chunk": Expected a int or Expected a bool. Got value: 2.5'
+    assert condense(union) == condense(said) == said
     refused = condense("Option 'foo' is not accepted")
     assert condense(refused) == refused == "Option 'foo' is not accepted; see alws fit --help for those there are"
+
+
+@pytest.mark.parametrize("arguments", [["--model.learning.chunk", "null"], ["--model.learning.chunk=null"]])
+def test_a_setting_within_a_model_can_be_taken_back(arguments: list[str]) -> None:
+    given = ["fit", "--config", str(CONFIGS / "images" / "al_a.yaml"), "--data", "Digits"]
+    chunk = ["--model.learning.chunk", "100"]
+
+    def learning(more: list[str]) -> dict:
+        return resolve([*given, *more])["model"]["init_args"]["learning"]
+
+    assert learning(chunk)["chunk"] == 100
+    assert learning([*chunk, *arguments])["chunk"] is None
+    assert learning(["--model.learning.kernel_objective", "null"])["kernel_objective"] is None
 
 
 def test_flatten_names_settings_as_on_the_command_line() -> None:

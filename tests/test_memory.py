@@ -19,7 +19,7 @@ from lightning_alws.baselines import IWAE, WGANGP, ImageVAE
 from lightning_alws.errors import UserError
 from lightning_alws.feature_ridge import RandomFeatureRidge
 from lightning_alws.kernels import GaussianKernel
-from lightning_alws.memory import asked_for, memory_sentence, out_of_memory
+from lightning_alws.memory import asked_for, installed, memory_sentence, out_of_memory
 from lightning_alws.messages import ending
 from lightning_alws.networks import MLPCritic, MLPDecoder, MLPFeatures
 
@@ -85,6 +85,30 @@ def test_what_the_allocator_itself_raises_is_known(tmp_path: Path, monkeypatch: 
         "memory ran out (5.24e+05 GiB more were asked for) in step 0 with model.learning.sleep_samples 20, and "
         "model.learning.chunk 8; lower model.learning.chunk, or lower sleep_samples or the batch size."
     )
+
+
+def test_what_is_largest_comes_first() -> None:
+    model = image_model(sleep_samples=20, held_out=50, centred=True)
+    assert "; lower model.learning.held_out (50), set model.learning.chunk, such as 2" in model.too_large()
+    many = functools.partial(RandomFeatureRidge, kernel=functools.partial(GaussianKernel, bandwidth=4.0), count=100)
+    model = image_model(sleep_samples=20, regression=many)
+    assert "; lower model.learning.regression.count (100), set model.learning.chunk" in model.too_large()
+
+
+def test_a_matrix_larger_than_all_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    """Linux promises memory that there is not, and ends the process once it is written to."""
+    with pytest.raises(UserError) as raised:
+        trainer(tmp_path).fit(image_model(sleep_samples=10_000_000), datamodule=Images())
+    assert str(raised.value).startswith(
+        "model.learning.sleep_samples is 10000000, and the Gram matrix of 10000000 sleep samples and its factor take "
+        "7.45e+05 GiB, more than the "
+    )
+    assert (installed(torch.device("cpu")) or 2**27) >= 2**27
+    model = image_model(sleep_samples=20)
+    model._check_memory(2 * 20 * 20 * 4)
+    model._check_memory(None)
+    with pytest.raises(UserError, match="NystromRidge or RandomFeatureRidge for model.learning.regression"):
+        model._check_memory(2 * 20 * 20 * 4 - 1)
 
 
 def test_in_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,11 @@ OPTIONS = [
     (["--trainer.devices", "two"], "the trainer refuses its settings"),
     (["--trainer.strategy", "nope"], "invalid strategy name"),
     (["--trainer.precision", "13"], "trainer.precision"),
+    (
+        ["--trainer.precision", "transformer-engine"],
+        "the trainer refuses its settings: Requirement 'transformer_engine",
+    ),
+    (["--model.learning.chunk", "2.5"], 'learning.chunk": Expected a int. Got value: 2.5'),
     (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val is -1"),
     (["--trainer.max_steps", "some"], "some"),
     (["--trainer.max_steps", "0"], "trainer.max_steps is 0, so that nothing would be trained"),

@@ -127,11 +127,13 @@ class _Pairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, location: Tensor, log_scale: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        """Σ_n W_nb log P(x_b|z_n), shape (B,); keeps the inputs alone."""
         ctx.save_for_backward(location, log_scale, weights, x)
         return torch.cat([_weighted_pairs(location, log_scale, w, y) for w, y in _parts(location, weights, x)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in location, log_scale and weights, each part's values computed again; none in x."""
         location, log_scale, weights, x = ctx.saved_tensors
         total = [torch.zeros_like(location), torch.zeros_like(log_scale)]
         of_weights = []

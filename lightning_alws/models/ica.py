@@ -136,6 +136,7 @@ class LinearReference(Reference):
     covariance: Tensor
 
     def expectation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E[η(z)] (B, D + 1) and E[Ψ(z)] (B,) under z ~ N(Bx, C), for x (B, *event); differentiable in W and σ."""
         precision = (-2 * self.log_scale).exp()
         mean = x.flatten(1) @ self.gain.T @ self.weight.T
         spread = ((self.weight @ self.covariance) * self.weight).sum()

@@ -123,6 +123,8 @@ def test_a_users_series_has_no_truth(tmp_path: Path, monkeypatch: Any) -> None:
         assert math.isfinite(run.callback_metrics["test/log_likelihood"])
         assert not any("truth" in name for name in (*run.callback_metrics, *NAMES))
         (tmp_path / "figures" / "test.png").unlink()
+        drawn = figure.draw(model, data, "test")
+        assert all(axis.has_data() for axis in drawn.axes if axis.axison)  # no empty frame where the truth would be
 
 
 @pytest.mark.parametrize("figure", [KalmanComparison, Oscillator])

@@ -124,6 +124,17 @@ def test_a_file_of_another_length_in_the_root_is_named(tmp_path: Path) -> None:
         Blowfly(root=str(tmp_path / "none")).series()
 
 
+@pytest.mark.parametrize("changed", [101, 100.5])
+def test_other_counts_in_the_root_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: float) -> None:
+    monkeypatch.setattr(source, "CHECKSUM", source.checksum(COUNTS))
+    file = tmp_path / "blowfly.csv"
+    file.write_text("count\n" + "\n".join(map(str, COUNTS)))
+    assert Blowfly(root=str(tmp_path)).series().tolist() == [COUNTS]
+    file.write_text("count\n" + "\n".join(map(str, [changed, *COUNTS[1:]])))
+    with pytest.raises(UserError, match="holds 180 counts, but not Nicholson's"):
+        Blowfly(root=str(tmp_path)).series()
+
+
 def test_simulated_series_follow_the_seed_and_cycle() -> None:
     first, again, other = (BlowflySimulated(seed=seed).series() for seed in (0, 0, 1))
     assert torch.equal(first, again)

@@ -73,6 +73,7 @@ def test_a_recording_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None
         ("time,voltage,current\n0.2,-65,0\n0.1,-65,0\n0.0,-65,0\n", "from 0.2 to 0.1 ms in row 2; .* in order of time"),
         ("time,voltage,current\n0,-65,0\n0.00005,-64,0\n", "time steps are 5e-05 ms, as if in seconds"),
         ("time,voltage,current\n0,-0.065,0\n0.05,-0.064,0\n", "voltages all are between -1 and 1 mV, as if in volts"),
+        ("time,voltage,current\n0,-65,0\n0.05,-65000,0\n", "voltage in row 2 is -65000 mV, as if in µV; give mV"),
     ],
 )
 def test_a_broken_recording_is_named(tmp_path: Path, text: str, message: str) -> None:
