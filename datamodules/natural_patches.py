@@ -13,7 +13,7 @@ from datamodules.loader import SPLITS, Convert, unchanged
 from datamodules.patches import PatchSource, check_default, pixel_statistics, without_mean
 from datamodules.streaming import Rows
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.memory import machine_memory
+from lightning_alws.memory import installed
 from lightning_alws.noise import generator
 
 LEAST_PATCHES = 2  # a standard deviation takes two
@@ -76,10 +76,11 @@ class NaturalPatches(ImageDataModule):
             raise UserError(f"data.test_fraction is {test_fraction}; give more than 0 and less than 0.5.")
         check_default(source, "data.size", size)
         bytes_needed = 2 * 4 * (train_size + validation_size + test_size) * size**2  # twice: while they are made
-        if bytes_needed > machine_memory():
+        there = installed(torch.device("cpu"))
+        if there is not None and bytes_needed > there:
             raise UserError(
                 f"data.train_size is {train_size}, which with patches of {size} x {size} takes "
-                f"{bytes_needed / 2**30:.3g} GiB of memory, more than the {machine_memory() / 2**30:.3g} GiB of this "
+                f"{bytes_needed / 2**30:.3g} GiB of memory, more than the {there / 2**30:.3g} GiB of this "
                 "machine; lower it, or data.size."
             )
         self.source, self.test_fraction = source, test_fraction

@@ -25,14 +25,6 @@ class Describes(Protocol):
         """The sentence's end: what the step's size was, and what to set."""
 
 
-def machine_memory() -> int:
-    """The machine's memory in bytes, whoever uses it; 2⁶³ where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 2**63
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on a device or on the CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -41,7 +33,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def installed(device: torch.device) -> int | None:
-    """Bytes of memory that a device has in all, used or not; None where the system does not tell."""
+    """Bytes of memory that a device has in all, used or not; for a CPU the machine's; None where no system tells."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

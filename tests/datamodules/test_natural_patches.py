@@ -165,7 +165,7 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, float], said:
 
 def test_as_much_as_fits_is_taken_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is read: 440 patches of 64 pixels, four bytes each, twice."""
-    monkeypatch.setattr(natural_patches, "machine_memory", lambda: 440 * 64 * 8)
+    monkeypatch.setattr(natural_patches, "installed", lambda device: 440 * 64 * 8)
     NaturalPatches(**SMALL)
     with pytest.raises(UserError, match="data.train_size is 301, which with patches of 8 x 8 takes"):
         NaturalPatches(**{**SMALL, "train_size": 301})
