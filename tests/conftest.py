@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, tests/idx_files.py
 
 # The process that only hands out the tests (pytest -n) reads this file too and needs no torch, which takes seconds to
 # import before the first worker is started: imported here is only what all need.
