@@ -18,6 +18,7 @@ COMMANDS = [  # first those of the command line, which looks classes up by name 
     "hodgkin_huxley_step.py 20 1",
     "likelihood_estimators.py --seconds 0.1 --images 2 --steps 20 --reference 20000",
     "logistic_pixels.py 2",
+    "low_noise.py --samples 100 --repeats 2 --json noise.json",
     "many_samples.py --sleep-samples 60 200 --sizes 50 --repeats 1 --figure many.png --json many.json",
     "sample_use.py --samples 60 --repeats 2 --json use.json",
     "scaling.py model --gpus 1 8 --json model.json",
@@ -78,6 +79,6 @@ def test_the_scripts_run(tmp_path: Path) -> None:
     assert done.returncode == 0, said[-3000:]
     assert "## failed" not in said, said[said.index("## failed") - 3000 :][:4000]
     assert said.count("## ") == len(COMMANDS)
-    for name in ("many", "use", "model", "rates", "step"):
+    for name in ("noise", "many", "use", "model", "rates", "step"):
         assert json.loads((tmp_path / f"{name}.json").read_text()), name
     assert (tmp_path / "many.png").stat().st_size > 1000
