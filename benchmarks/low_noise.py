@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]  # the model with a known truth lives with the tests
 
 from models import LinearGaussian, flat_gradient  # noqa: E402
-from sample_use import BATCH, Problem, centred, errors, samples  # noqa: E402
+from sample_use import BATCH, Problem, centred, errors, plain  # noqa: E402
 
 from lightning_alws.regression import KernelRidge  # noqa: E402
 
@@ -54,12 +54,6 @@ class LowNoise(Problem):
         return super().regression(self.ridge if ridge is None else ridge, intercept)
 
 
-def plug_in(problem: Problem, count: int) -> Tensor:
-    """Σ_n W_n* ∇ log p(z_n, ·) from N samples."""
-    sleep = samples(problem.model, problem.model.sample_prior(count))
-    return problem.gradient(sleep, problem.regression().fit(sleep.x).weights(problem.x), problem.x)
-
-
 def variational(problem: Problem, count: int) -> Tensor:
     """Of the mean of log p(z, x*) over count/B draws z ~ p(z|x*) for each of the B data."""
     model: LinearGaussian = problem.model  # type: ignore[assignment]
@@ -76,7 +70,7 @@ def variational(problem: Problem, count: int) -> Tensor:
 def row(problem: LowNoise, count: int, repeats: int) -> dict[str, tuple[float, float, float]]:
     """By method, RMS error and bias at the ridge of least error, and that ridge."""
     found = {}
-    for name, estimate in {"plug-in": plug_in, "centred": centred(0.25), "VAE": variational}.items():
+    for name, estimate in {"plug-in": plain(), "centred": centred(0.25), "VAE": variational}.items():
         tried = []
         for problem.ridge in RIDGES if name != "VAE" else RIDGES[:1]:
             torch.manual_seed(1)
