@@ -28,8 +28,6 @@ OTHER_SUFFIXES = (  # of pictures too, but not read: they are counted, so that n
     *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".iml", ".nef", ".orf", ".raf", ".rw2"),  # of cameras and scanners
 )
 LARGEST_FILE = 2**28  # bytes: what claims to be larger is no picture, and would fill the memory
-
-
 NAMED = 5  # of the files left out that a message names
 
 

@@ -322,7 +322,7 @@ class AmortisedLearning(LatentVariableModule):
         return self.amortised_posterior(self.observe(batch), batch_idx)
 
     def setup(self, stage: str) -> None:
-        """Take the scope; raise a UserError for a precision, or for a number, in which no matrix can be factorised."""
+        """Take the scope; raise a UserError for a precision, or a number of samples, that no Gram matrix can have."""
         if self.trainer.precision in ("16-true", "bf16-true"):
             raise UserError(
                 f"trainer.precision is {self.trainer.precision}, in which no Gram matrix can be factorised; give "
