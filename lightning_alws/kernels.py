@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,10 @@ class MedianKernel(GaussianKernel):
     The published kernel keeps the bandwidth of the initial model, which makes noise; once the samples resemble data
     their distances are smaller, the kernel is too wide, and the weights grow large with both signs.
 
+    Trained features have the gradient of s as well, which makes it orthogonal to their common scale. Were s a constant
+    in it, features that had better be closer together in bandwidths would shrink, s after them, and so on until Adam's
+    steps are large beside the weights and the regression predicts nothing.
+
     Args:
         event_shape: shape of one observation.
         features: builds g from the event shape.
@@ -221,11 +226,20 @@ class MedianKernel(GaussianKernel):
     ) -> None:
         super().__init__(event_shape, features, bandwidth=multiple)
         self.register_buffer("median", torch.ones(()))
+        self._growth: Tensor | float = 1.0
 
-    @torch.no_grad()
     def observe(self, features: Tensor) -> None:
         """Set the median from the sleep features (N, d) of this regression."""
-        self.median.copy_(median_distance(features[:EVERY_STEP_ROWS]))
+        some = features[:EVERY_STEP_ROWS]
+        self.median.copy_(median_distance(some.detach()))
+        # The median's own gradient is that of one pair: it grows in the ratio of the root mean square distance.
+        self._growth = 1.0
+        if torch.is_grad_enabled() and some.requires_grad:
+            spread = (some - some.detach().mean(0)).square().sum().clamp_min(torch.finfo(some.dtype).tiny)
+            self._growth = (spread / spread.detach()).sqrt()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_growth": 1.0}  # a copy has nothing to differentiate through
 
     @property
     def observed_rows(self) -> float:
@@ -233,7 +247,7 @@ class MedianKernel(GaussianKernel):
 
     @property
     def bandwidth(self) -> Tensor:
-        return self.log_bandwidth.exp() * self.median
+        return self.log_bandwidth.exp() * self.median * self._growth
 
 
 class MaternKernel(RadialKernel):

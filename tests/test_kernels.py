@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -91,6 +92,37 @@ def test_median_kernel_follows_the_scale_of_the_sleep_features() -> None:
         weights[scale] = kernel.gram(scale * x)
     torch.testing.assert_close(weights[1.0], weights[40.0])
     assert set(dict(kernel.named_parameters())) == {"log_bandwidth"}
+
+
+def scale_gradient(kernel: Kernel) -> float:
+    """The derivative in log a of some function of the matrices, for features a g(x)."""
+    features = torch.randn(40, 3, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    kernel.observe(features)
+    matrices = torch.cat([kernel.gram(features), kernel.cross(features, query)], dim=1)
+    gradients = torch.autograd.grad((matrices * torch.randn_like(matrices)).sum(), (features, query))
+    return sum(float((gradient * of).sum()) for gradient, of in zip(gradients, (features, query), strict=True))
+
+
+def test_the_scale_of_trained_features_has_no_gradient_under_the_median_kernel() -> None:
+    """Its matrices do not depend on it; a gradient that says they do shrinks the features without end."""
+    torch.manual_seed(0)
+    assert abs(scale_gradient(GaussianKernel((3,)).double())) > 1
+    kernel = MedianKernel((3,), multiple=0.5).double()
+    assert abs(scale_gradient(kernel)) < 1e-10
+    copied = copy.deepcopy(kernel)  # nothing of the graph hinders it
+    assert float(copied.bandwidth) == float(kernel.bandwidth)
+    with torch.no_grad():
+        kernel.observe(torch.randn(40, 3).double())
+    assert kernel._growth == 1.0
+
+
+def test_the_median_kernel_bears_features_that_are_all_alike() -> None:
+    features = torch.ones(5, 3, requires_grad=True)
+    kernel = MedianKernel((3,))
+    kernel.observe(features)
+    kernel.gram(features).sum().backward()
+    assert torch.isfinite(features.grad).all()  # type: ignore[arg-type]
 
 
 def test_bandwidth_must_be_positive() -> None:
