@@ -1,6 +1,6 @@
 """The share of a training step that is spent on its data: the time until a batch is there, over that of the whole step.
 
-    python benchmarks/data_share.py --config configs/images/al_c_fixed.yaml --data CIFAR10 [any option of alws fit]
+    python benchmarks/data_share.py --config configs/images/al_c.yaml --data CIFAR10 [any option of alws fit]
 
 trains 40 steps (--trainer.max_steps for another number) in a temporary folder, without validation, and prints medians
 of the steps behind the first five. On a GPU the queue is emptied before and after each batch, so that the copy counts.
