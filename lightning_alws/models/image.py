@@ -15,7 +15,7 @@ from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, Likelihood
 from lightning_alws.networks import DCGANDecoder, Decoder
-from lightning_alws.priors import PriorBuilder, StandardNormal
+from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
 
 SQUEEZE = 1e-4  # Bernoulli means stay in [1e-4, 1 − 1e-4]: unbounded logits run away within some hundred steps
 
@@ -101,6 +101,32 @@ LIKELIHOODS = {  # of data, and pixels that suit them; the first by default
 }
 
 
+def check_image_data(
+    image_shape: tuple[int, int, int] | None, likelihood: str | None
+) -> tuple[tuple[int, int, int], str]:
+    """What a model of images takes from the data module; a UserError if it has none, or its likelihood is unknown."""
+    if image_shape is None or likelihood is None:
+        missing = "image_shape" if image_shape is None else "likelihood"
+        raise UserError(
+            f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
+            "image data modules, or define image_shape (C, H, W) and likelihood (bernoulli or gaussian) in yours."
+        )
+    if likelihood not in LIKELIHOODS:
+        raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}.")
+    return image_shape, likelihood
+
+
+def prior_over(prior: PriorBuilder, dim: int) -> Prior:
+    """The prior over ``dim`` numbers; a UserError where it takes no such argument."""
+    try:
+        return prior(dim=dim)
+    except TypeError as error:
+        raise UserError(
+            f"model.prior is no prior over {dim} numbers ({error}); use StandardNormal, LaplacePrior, UniformPrior, "
+            "BernoulliPrior, GaussianMixturePrior or FlowPrior."
+        ) from error
+
+
 class ImageGenerator(LatentVariableModel):
     """p_θ(z) = prior, p_θ(x|z) = pixels(decoder(z)); the generative part that every method on images shares.
 
@@ -132,16 +158,7 @@ class ImageGenerator(LatentVariableModel):
         pixels: Pixels = "auto",
     ) -> None:
         super().__init__()
-        if image_shape is None or likelihood is None:
-            missing = "image_shape" if image_shape is None else "likelihood"
-            raise UserError(
-                f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
-                "image data modules, or define image_shape (C, H, W) and likelihood (bernoulli or gaussian) in yours."
-            )
-        if likelihood not in LIKELIHOODS:
-            raise UserError(
-                f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}."
-            )
+        image_shape, likelihood = check_image_data(image_shape, likelihood)
         kind = LIKELIHOODS[likelihood][0] if pixels == "auto" else pixels
         if kind not in LIKELIHOODS[likelihood]:
             raise UserError(
@@ -155,13 +172,7 @@ class ImageGenerator(LatentVariableModel):
                 f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1]."
             )
         self.latent_dim = latent_dim
-        try:
-            self.prior = prior(dim=latent_dim)
-        except TypeError as error:
-            raise UserError(
-                f"model.prior is no prior over {latent_dim} numbers ({error}); use StandardNormal, LaplacePrior, "
-                "UniformPrior, BernoulliPrior, GaussianMixturePrior or FlowPrior."
-            ) from error
+        self.prior = prior_over(prior, latent_dim)
         self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
         self.pixels: nn.Module
