@@ -21,7 +21,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import callbacks
 import datamodules  # noqa: F401
 import lightning_alws.baselines
-import lightning_alws.contrast
 import lightning_alws.feature_ridge
 import lightning_alws.learning
 import lightning_alws.low_rank

@@ -50,7 +50,9 @@ def less(text: str, data: str | None) -> list[str]:
         options += ["--model.sleep_samples", "30"]
     if "DCGANDecoder" in text:
         options += ["--model.decoder.ngf", "4"]
-    if "pixels: logistic" in text and data == "Digits":
+    if "ScaleMixtureModel" in text:
+        options += ["--model.components", "4", "--model.bands", "3"]
+    if ("pixels: logistic" in text or "ScaleMixtureModel" in text) and data == "Digits":
         options += ["--data.binarize", "false"]
     if data == "Digits" and "validation_size" in text:
         options += ["--data.validation_size", "150"]  # of 1 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from lightning_alws.likelihoods import (
     Likelihood,
     LogNormal,
     Poisson,
+    SpectralGaussian,
 )
 from lightning_alws.likelihoods.discrete import coins
 
@@ -33,10 +35,10 @@ class Case:
 
     leaves: list[Tensor]
     likelihood: Callable[..., Likelihood]
-    reference: Callable[..., Distribution]
+    reference: Callable[..., Any]
     x: Tensor
 
-    def build(self) -> tuple[Likelihood, Distribution]:
+    def build(self) -> tuple[Likelihood, Any]:
         return self.likelihood(*self.leaves), self.reference(*self.leaves)
 
 
@@ -100,6 +102,38 @@ def categorical(dtype: torch.dtype) -> Callable[[], Case]:
     )
 
 
+class NormalOfImages:
+    """torch's multivariate normal with the interface of its independent laws: one number an event, shape (..., 1)."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self.law = torch.distributions.MultivariateNormal(mean, covariance)
+        self.mean = mean.unflatten(1, EVENT)
+        self.variance = covariance.diagonal(dim1=1, dim2=2).unflatten(1, EVENT)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.law.log_prob(x.flatten(-len(EVENT)))[:, None]
+
+
+BAND = torch.tensor([0, 0, 1, 2])  # two directions, one, and the rest
+
+
+def spectral_gaussian(band: Tensor = BAND) -> Case:
+    directions, _ = torch.linalg.qr(torch.randn(math.prod(EVENT), 3, dtype=torch.float64))
+    centre = torch.randn(EVENT, dtype=torch.float64)
+
+    def likelihood(log_gain: Tensor, log_scale: Tensor) -> SpectralGaussian:
+        return SpectralGaussian(log_gain, log_scale, band, centre, directions)
+
+    def reference(log_gain: Tensor, log_scale: Tensor) -> NormalOfImages:
+        variance = (2 * (log_scale + log_gain[:, band])).exp()
+        inside = directions * variance[:, None, :-1] @ directions.T
+        outside = variance[:, -1, None, None] * (torch.eye(len(directions)).double() - directions @ directions.T)
+        return NormalOfImages(centre.flatten().expand(N, -1), inside + outside)
+
+    leaves = [leaf(N, int(band.max()) + 1, scale=0.4), leaf(4, scale=0.5, shift=-0.5)]
+    return Case(leaves, likelihood, reference, leaf(B, *EVENT).detach())
+
+
 CASES = {
     "Bernoulli": bernoulli,
     "Bernoulli-means": bernoulli_of_means,
@@ -110,6 +144,7 @@ CASES = {
     "LogNormal-rows": log_normal_case(N, *EVENT),
     "LogNormal-shared": log_normal_case(*EVENT),
     "Poisson": poisson,
+    "SpectralGaussian": spectral_gaussian,
     "Categorical-float": categorical(torch.float64),
     "Categorical-int": categorical(torch.int64),
 }
@@ -273,11 +308,38 @@ def test_varying_parameters_leave_out_what_all_rows_share(case) -> None:
     assert torch.equal(rest, rest[:1].expand_as(rest))
 
 
-@pytest.mark.parametrize("name", ["DiagonalGaussian-rows", "LogNormal-rows", "Bernoulli", "Poisson", "Categorical-int"])
+@pytest.mark.parametrize(
+    "name", ["DiagonalGaussian-rows", "LogNormal-rows", "Bernoulli", "Poisson", "Categorical-int", "SpectralGaussian"]
+)
 def test_all_parameters_vary_where_nothing_is_shared(name: str) -> None:
     likelihood, _ = CASES[name]().build()
     assert torch.equal(likelihood.varying_parameters, likelihood.natural_parameters)
     assert (likelihood.natural_parameters.var(0) > 0).all()
+
+
+def test_directions_of_one_band_may_be_many_and_the_rest_may_share_it() -> None:
+    """x itself is white where all lie in one band with one scale; J = 1."""
+    case = spectral_gaussian(torch.zeros(4, dtype=torch.int64))
+    log_gain, log_scale = case.leaves[0].detach(), torch.full((4,), -0.3, dtype=torch.float64)
+    likelihood = case.likelihood(log_gain, log_scale)
+    torch.testing.assert_close(likelihood.sizes, torch.tensor([6.0]).double())
+    x = likelihood.sample()
+    white = torch.distributions.Normal(likelihood.mean, (log_gain - 0.3).exp()[:, :, None, None])
+    torch.testing.assert_close(likelihood.log_prob(x), white.log_prob(x).flatten(1).sum(1))
+
+
+def test_a_spectrum_keeps_its_digits_in_float32() -> None:
+    """Of 3 x 32 x 32 pixels, scales from 10 to 0.02: what is left of ‖x‖² = 800, a difference, is some 1."""
+    directions, _ = torch.linalg.qr(torch.randn(3072, 64, dtype=torch.float64))
+    log_scale = torch.cat([torch.linspace(2.3, -3.0, 64), torch.tensor([-3.9])]).double()
+    band = torch.tensor([0] * 8 + [1] * 56 + [2])
+    exact = SpectralGaussian(torch.zeros(5, 3).double(), log_scale, band, torch.zeros(3, 32, 32).double(), directions)
+    x = exact.sample()
+    single = exact.map(Tensor.float, Tensor.float)
+    torch.testing.assert_close(
+        single.sufficient_statistics(x.float()).double(), exact.sufficient_statistics(x), rtol=1e-3, atol=0.0
+    )
+    torch.testing.assert_close(single.log_prob(x.float()).double(), exact.log_prob(x), rtol=0.0, atol=1.0)
 
 
 def test_gaussian_residual_parts_add_up() -> None:

@@ -4,6 +4,7 @@ from lightning_alws.likelihoods.discrete import Bernoulli, Categorical, Poisson
 from lightning_alws.likelihoods.family import LOG_2_PI, Likelihood, TensorMap
 from lightning_alws.likelihoods.gaussian import DiagonalGaussian, Gaussian, LogNormal
 from lightning_alws.likelihoods.logistic import DiscretisedLogistic
+from lightning_alws.likelihoods.spectral import SpectralGaussian
 
 __all__ = [
     "LOG_2_PI",
@@ -15,5 +16,6 @@ __all__ = [
     "Likelihood",
     "LogNormal",
     "Poisson",
+    "SpectralGaussian",
     "TensorMap",
 ]

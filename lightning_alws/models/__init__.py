@@ -11,6 +11,7 @@ from lightning_alws.models.linear_gaussian import LinearGaussianModel
 from lightning_alws.models.matrix_factorisation import MatrixFactorisation
 from lightning_alws.models.neural_dynamics import NeuralDynamicsModel
 from lightning_alws.models.neural_process import NeuralProcessModel
+from lightning_alws.models.scale_mixture import ScaleMixtureModel
 from lightning_alws.models.softplus_toy import SoftplusToy
 from lightning_alws.models.warped_mixture import WarpedMixtureModel
 
@@ -27,6 +28,7 @@ __all__ = [
     "MatrixFactorisation",
     "NeuralDynamicsModel",
     "NeuralProcessModel",
+    "ScaleMixtureModel",
     "SoftplusToy",
     "WarpedMixtureModel",
 ]

@@ -5,22 +5,18 @@ Source: the image experiments of kevin-w-li/al-ws; the decoder is a DCGAN genera
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import Joint, Latents, LatentVariableModel, PlugIn
-from lightning_alws.learning import INITIAL_SAMPLES, AmortisedLearning, Learning
+from lightning_alws.generative import Latents, LatentVariableModel
+from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, Likelihood
 from lightning_alws.networks import DCGANDecoder, Decoder
-from lightning_alws.priors import PriorBuilder, StandardNormal
-from lightning_alws.residual import ResidualPlugIn
+from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
 
-START_IMAGES = 2000  # that a decoder sees which begins at the training images
-LEAST_SCALE = 1e-2  # of s at such a start
 SQUEEZE = 1e-4  # Bernoulli means stay in [1e-4, 1 − 1e-4]: unbounded logits run away within some hundred steps
 
 
@@ -32,24 +28,19 @@ class BernoulliPixels(nn.Module):
 
 
 class GaussianPixels(nn.Module):
-    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1]; σ² = floor² + s², s learnt.
+    """Decoder output (N, C, H, W) → N(tanh(output), σ²) for pixels in [−1, 1]; σ² = floor² + s², s learnt (1 at first).
 
     The mean of pixels without bounds, such as standardised patches, is the output itself (kevin-w-li/al-ws has no tanh
-    for those either), and that of bounded ones where the model is to be linear in some of its latents.
+    for those either).
 
     Where σ is small, the regression's signed weights make Σ_n W_n ‖x* − μ_n‖² negative for most images and the
     plug-in objective has no maximum in σ: it runs to 0. A floor restricts the model, not the estimator, whose
     gradient stays a consistent one of the likelihood.
-
-    Args:
-        noise_floor: least σ.
-        bounded: whether pixels lie in [−1, 1].
-        noise_scale: s at first.
     """
 
-    def __init__(self, noise_floor: float, bounded: bool = True, noise_scale: float = 1.0) -> None:
+    def __init__(self, noise_floor: float, bounded: bool = True) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(noise_scale)))
+        self.log_scale = nn.Parameter(torch.zeros(()))
         self.noise_floor, self.bounded = noise_floor, bounded
 
     @property
@@ -68,9 +59,9 @@ class GaussianPixels(nn.Module):
 class ChannelGaussianPixels(GaussianPixels):
     """:class:`GaussianPixels` with a scale for each channel: x_c ~ N(mean_c, σ_c²), σ_c² = floor² + s_c²."""
 
-    def __init__(self, channels: int, noise_floor: float, bounded: bool = True, noise_scale: float = 1.0) -> None:
+    def __init__(self, channels: int, noise_floor: float, bounded: bool = True) -> None:
         super().__init__(noise_floor, bounded)
-        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(noise_scale)))
+        self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
 
     @property
     def scale(self) -> Tensor:
@@ -110,6 +101,32 @@ LIKELIHOODS = {  # of data, and pixels that suit them; the first by default
 }
 
 
+def check_image_data(
+    image_shape: tuple[int, int, int] | None, likelihood: str | None
+) -> tuple[tuple[int, int, int], str]:
+    """What a model of images takes from the data module; a UserError if it has none, or its likelihood is unknown."""
+    if image_shape is None or likelihood is None:
+        missing = "image_shape" if image_shape is None else "likelihood"
+        raise UserError(
+            f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
+            "image data modules, or define image_shape (C, H, W) and likelihood (bernoulli or gaussian) in yours."
+        )
+    if likelihood not in LIKELIHOODS:
+        raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}.")
+    return image_shape, likelihood
+
+
+def prior_over(prior: PriorBuilder, dim: int) -> Prior:
+    """The prior over ``dim`` numbers; a UserError where it takes no such argument."""
+    try:
+        return prior(dim=dim)
+    except TypeError as error:
+        raise UserError(
+            f"model.prior is no prior over {dim} numbers ({error}); use StandardNormal, LaplacePrior, UniformPrior, "
+            "BernoulliPrior, GaussianMixturePrior or FlowPrior."
+        ) from error
+
+
 class ImageGenerator(LatentVariableModel):
     """p_θ(z) = prior, p_θ(x|z) = pixels(decoder(z)); the generative part that every method on images shares.
 
@@ -125,8 +142,6 @@ class ImageGenerator(LatentVariableModel):
         prior: builds the prior over ``latent_dim`` numbers.
         pixels: "auto" for the data's likelihood; "gaussian_channels" for a noise scale of each colour; "logistic" for
             images in 256 levels, whose plug-in estimate takes every pair of sleep samples and images.
-        noise_scale: s of Gaussian pixels at first, σ² = noise_floor² + s².
-        bounded: whether means of Gaussian pixels keep to the bounds of the data, by tanh; without effect on others.
 
     Raises:
         UserError: image shape or likelihood are missing or unknown, or a number makes no sense.
@@ -141,20 +156,9 @@ class ImageGenerator(LatentVariableModel):
         noise_floor: float = 0.0,
         prior: PriorBuilder = StandardNormal,
         pixels: Pixels = "auto",
-        noise_scale: float = 1.0,
-        bounded: bool = True,
     ) -> None:
         super().__init__()
-        if image_shape is None or likelihood is None:
-            missing = "image_shape" if image_shape is None else "likelihood"
-            raise UserError(
-                f"the data module has no attribute '{missing}', which a model of images takes from it; use one of the "
-                "image data modules, or define image_shape (C, H, W) and likelihood (bernoulli or gaussian) in yours."
-            )
-        if likelihood not in LIKELIHOODS:
-            raise UserError(
-                f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}."
-            )
+        image_shape, likelihood = check_image_data(image_shape, likelihood)
         kind = LIKELIHOODS[likelihood][0] if pixels == "auto" else pixels
         if kind not in LIKELIHOODS[likelihood]:
             raise UserError(
@@ -167,27 +171,18 @@ class ImageGenerator(LatentVariableModel):
             raise UserError(
                 f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1]."
             )
-        if not noise_scale > 0:
-            raise UserError(f"model.noise_scale is {noise_scale}; give a positive number, such as 0.3.")
         self.latent_dim = latent_dim
-        try:
-            self.prior = prior(dim=latent_dim)
-        except TypeError as error:
-            raise UserError(
-                f"model.prior is no prior over {latent_dim} numbers ({error}); use StandardNormal, LaplacePrior, "
-                "UniformPrior, BernoulliPrior, GaussianMixturePrior or FlowPrior."
-            ) from error
+        self.prior = prior_over(prior, latent_dim)
         self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
         self.pixels: nn.Module
-        bounded = likelihood == "gaussian" and bounded
+        bounded = likelihood == "gaussian"
         if kind == "bernoulli":
             self.pixels = BernoulliPixels()
         elif kind == "gaussian_channels":
-            self.pixels = ChannelGaussianPixels(image_shape[0], noise_floor, bounded, noise_scale)
+            self.pixels = ChannelGaussianPixels(image_shape[0], noise_floor, bounded)
         else:
-            gaussian = kind == "gaussian"
-            self.pixels = GaussianPixels(noise_floor, bounded, noise_scale) if gaussian else LogisticPixels()
+            self.pixels = GaussianPixels(noise_floor, bounded) if kind == "gaussian" else LogisticPixels()
 
     def sample_prior(self, count: int) -> Tensor:
         return self.prior.sample(count)
@@ -208,27 +203,6 @@ class ImageGenerator(LatentVariableModel):
         values = self.prior.values(z)
         return self.pixels(self.decoder(values).to(values.dtype))
 
-    @property
-    def residual(self) -> bool:
-        """Whether the decoder knows a reference for its pixels, whose residual is regressed then."""
-        linear = type(self.pixels) is GaussianPixels and not self.pixels.bounded
-        return linear and bool(getattr(self.decoder, "residual", False))
-
-    def joint_given(self, likelihood: Likelihood, z: Tensor, x: Tensor, direct: bool) -> Joint:
-        """As of any model, with the residual joint where the decoder has a reference."""
-        joint = super().joint_given(likelihood, z, x, direct)
-        if not self.residual or not isinstance(joint, PlugIn) or not isinstance(likelihood, Gaussian):
-            return joint
-        return ResidualPlugIn(x, likelihood, joint.log_prior, self.decoder.reference(likelihood.log_scale))  # type: ignore[operator, union-attr]
-
-    def joint(self, z: Latents, x: Tensor, direct: bool) -> Joint:
-        if self.residual and not direct:
-            raise UserError(
-                "model.learning.chunk is given, but with model.decoder.residual a prediction is no sum over the sleep "
-                "samples; set model.decoder.residual to false, or leave the chunk out."
-            )
-        return super().joint(z, x, direct)
-
 
 class ImageModel(AmortisedLearning):
     """A deep generative model of images trained by amortised learning.
@@ -242,10 +216,6 @@ class ImageModel(AmortisedLearning):
         prior: over z, of those that take a ``dim``: standard normal, Laplace, uniform, binary,
             mixture of Gaussians, flow.
         pixels: "auto" for the data's likelihood, or one that suits the same data.
-        noise_scale: s of Gaussian pixels at first, σ² = noise_floor² + s²; 1 is white noise beside images in [−1, 1],
-            from which a small learning rate needs some thousand steps to the noise of a model of many latents.
-        bounded: whether means of Gaussian pixels keep to [−1, 1], by tanh, where the data do; a decoder that is linear
-            in some of its latents makes a linear model of them only without.
         image_shape: (C, H, W); comes from the data module.
         likelihood: as :class:`ImageGenerator` takes it; comes from the data module.
     """
@@ -258,34 +228,9 @@ class ImageModel(AmortisedLearning):
         noise_floor: float = 0.3,
         prior: PriorBuilder = StandardNormal,
         pixels: Pixels = "auto",
-        noise_scale: float = 1.0,
-        bounded: bool = True,
         image_shape: tuple[int, int, int] | None = None,
         likelihood: DataLikelihood | None = None,
     ) -> None:
-        generative = ImageGenerator(
-            image_shape, likelihood, latent_dim, decoder, noise_floor, prior, pixels, noise_scale, bounded
-        )
+        generative = ImageGenerator(image_shape, likelihood, latent_dim, decoder, noise_floor, prior, pixels)
         super().__init__(generative, learning)
         self.save_hyperparameters()
-
-    def setup(self, stage: str) -> None:
-        """Let a decoder that begins at the training images see some; a checkpoint is loaded after this, over it."""
-        super().setup(stage)
-        decoder: Any = self.generative.decoder
-        if stage != "fit" or not getattr(decoder, "linear_start", False):
-            return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        count = data.sizes["train"] if hasattr(data, "sizes") else len(data.images("train"))
-        # The same for all processes: by the data's order alone.
-        rows = torch.linspace(0, count - 1, min(count, START_IMAGES)).long()
-        with torch.inference_mode(False):
-            images = data.images("train", rows) if hasattr(data, "sizes") else data.images("train")[rows]
-            scale = decoder.start_from(images)
-            if isinstance(pixels := self.generative.pixels, GaussianPixels):
-                variance = max(scale**2 - pixels.noise_floor**2, LEAST_SCALE**2)
-                pixels.log_scale.data.fill_(0.5 * math.log(variance))
-            if self.averaged is not None:
-                self.averaged.module.load_state_dict(self.generative.state_dict())
-            with torch.no_grad():
-                self.regression.initialise(self.draw(INITIAL_SAMPLES, "initialise", 0).x)
