@@ -25,6 +25,7 @@ from callbacks.regression_diagnostics import RegressionDiagnostics
 from callbacks.results import ResultsFile
 from callbacks.sample_grid import SampleGrid
 from callbacks.source_recovery import SourceRecovery
+from callbacks.spectrum import Spectrum
 from callbacks.traces import ParameterTraces
 from callbacks.voltage_figure import VoltageFigure
 
@@ -55,6 +56,7 @@ __all__ = [
     "RunCheckpoint",
     "SampleGrid",
     "SourceRecovery",
+    "Spectrum",
     "Throughput",
     "VoltageFigure",
 ]

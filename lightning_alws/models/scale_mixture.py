@@ -98,7 +98,7 @@ class ScaleMixture(LatentVariableModel):
         contrasts: int = 2,
         limit: float = 1.5,
         prior: PriorBuilder | None = None,
-        scale_rate: float = 5.0,
+        scale_rate: float = 2.5,
     ) -> None:
         super().__init__()
         shape, likelihood = check_image_data(image_shape, likelihood)
@@ -263,7 +263,7 @@ class ScaleMixtureModel(AmortisedLearning):
         contrasts: int = 2,
         limit: float = 1.5,
         prior: PriorBuilder | None = None,
-        scale_rate: float = 5.0,
+        scale_rate: float = 2.5,
         learning: Learning = Learning(),  # noqa: B008 (frozen)
         image_shape: tuple[int, int, int] | None = None,
         likelihood: DataLikelihood | None = None,
