@@ -210,8 +210,7 @@ class MedianKernel(GaussianKernel):
     their distances are smaller, the kernel is too wide, and the weights grow large with both signs.
 
     Trained features have the gradient of s as well, which makes it orthogonal to their common scale. Were s a constant
-    in it, features that had better be closer together in bandwidths would shrink, s after them, and so on until Adam's
-    steps are large beside the weights and the regression predicts nothing.
+    in it, features that had better be closer together in bandwidths would shrink, s after them, and so on for ever.
 
     Args:
         event_shape: shape of one observation.
