@@ -56,6 +56,7 @@ class Spectrum(ExperimentFigure):
         return results
 
     def measure(self, module: Any, data: Any, split: str) -> dict[str, float]:
+        """The numbers the class names, of a split's images and as many samples."""
         kinds = self._kinds(module, data, split)
         numbers = {f"contrast_spread_{kind}": float(contrast.mean()) for kind, (_, contrast) in kinds.items()}
         if "data" in kinds:

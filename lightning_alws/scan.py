@@ -29,8 +29,11 @@ def linear_scan(coefficients: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
 
 
 class _LinearScan(torch.autograd.Function):
+    """The recursion, and its adjoint run backwards in time."""
+
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, inputs: Tensor, start: Tensor) -> Tensor:
+        """e (T + 1, *state)."""
         states = inputs.new_empty((len(inputs) + 1, *inputs.shape[1:]))
         states[0] = start
         rows = states.unbind(0)
@@ -43,6 +46,7 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of a, b and e_0."""
         coefficients, states = ctx.saved_tensors
         adjoint = torch.empty_like(states)
         adjoint[-1] = grads[0][-1]

@@ -60,6 +60,7 @@ class SpectralGaussian(Likelihood):
         return self.log_gain @ self.sizes + flat
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
+        """S_b(x) (B, J) for images x (B, *event); differentiable in the scales."""
         x = x.flatten(1) - self.centre.flatten()
         squares = (x @ self.directions).square()
         rest = (x.square().sum(1, keepdim=True) - squares.sum(1, keepdim=True)).clamp_min(0)
@@ -68,6 +69,7 @@ class SpectralGaussian(Likelihood):
 
     @torch.no_grad()
     def sample(self) -> Tensor:
+        """One image for each row, (N, *event), without gradient."""
         # x = m + C^½ ε by the symmetric root: what V takes of ε is multiplied by other scales than the rest.
         scale = (self.log_scale + self.log_gain[:, self.band]).exp()
         inside, rest = scale[:, :-1], scale[:, -1:]
