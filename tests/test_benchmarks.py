@@ -16,6 +16,7 @@ COMMANDS = [  # first those of the command line, which looks classes up by name 
     "data_share.py --config ROOT/configs/quickstart.yaml --trainer.max_steps 10 --model.learning.sleep_samples 40",
     "soak.py --steps 200 --memory 99 --time 999 --model.learning.sleep_samples 40",
     "hodgkin_huxley_step.py 20 1",
+    "image_gradient.py --data Digits --steps 3 --samples 60 --repeats 2 --temperatures 9 --channels 4 --json real.json",
     "likelihood_estimators.py --seconds 0.1 --images 2 --steps 20 --reference 20000",
     "logistic_pixels.py 2",
     "low_noise.py --samples 100 --repeats 2 --json noise.json",
@@ -79,6 +80,6 @@ def test_the_scripts_run(tmp_path: Path) -> None:
     assert done.returncode == 0, said[-3000:]
     assert "## failed" not in said, said[said.index("## failed") - 3000 :][:4000]
     assert said.count("## ") == len(COMMANDS)
-    for name in ("noise", "many", "use", "model", "rates", "step"):
+    for name in ("noise", "many", "use", "model", "rates", "step", "real"):
         assert json.loads((tmp_path / f"{name}.json").read_text()), name
     assert (tmp_path / "many.png").stat().st_size > 1000
