@@ -52,6 +52,8 @@ class Learning:
         kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
         centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
             x ~ p_θ, that mean is pure regression error, and where the model fits the data the bias cancels.
+        centring: by how much of that mean, above 0 and at most 1: consistent whatever it is. Less leaves more of the
+            bias, takes in less of its noise, and rewards a model less for samples that its regression cannot predict.
         mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct");
             "auto" is plug-in wherever the model has natural parameters.
         learning_rate: Adam's for the model, in the first step.
@@ -75,6 +77,7 @@ class Learning:
     regression: Callable[[tuple[int, ...]], KernelRidge] = KernelRidge
     kernel_objective: KernelObjective | None = None
     centred: bool = False
+    centring: float = 1.0
     mode: Literal["plug-in", "direct", "auto"] = "auto"
     learning_rate: float = 1e-3
     final_learning_rate: float | None = None
@@ -99,6 +102,11 @@ class Learning:
             )
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
+        if not 0 < self.centring <= 1:
+            raise UserError(
+                f"model.learning.centring is {self.centring}; give a share above 0 and at most 1, or for no centring "
+                "set model.learning.centred to false."
+            )
         check_at_least("model.learning", max_skipped=(self.max_skipped, 0))
         if self.regression_scope not in ("rank", "global"):
             raise UserError(f"model.learning.regression_scope is {self.regression_scope!r}; give 'rank' or 'global'.")
@@ -257,7 +265,8 @@ class AmortisedLearning(LatentVariableModule):
             return loss
         weights = regression.weights(held_out.x)
         if self.learning.centred:
-            loss = loss + sleep.joint.expectation(weights.detach(), held_out.x).mean()
+            away = sleep.joint.expectation(weights.detach(), held_out.x).mean()
+            loss = loss + self.learning.centring * away
         if self.learning.kernel_objective is not None:
             kernel_loss = self.learning.kernel_objective(weights, sleep, held_out)
             self.log("train/kernel_loss", kernel_loss.detach())

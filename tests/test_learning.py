@@ -119,6 +119,26 @@ def test_centring_reaches_neither_kernel_nor_sleep_samples() -> None:
     assert len(held_out) == 200
 
 
+def test_a_share_of_the_centring_moves_the_gradient_by_that_share() -> None:
+    """Between the plain gradient and the centred one of the same samples, in a straight line."""
+    gradients = {}
+    for settings in ({}, {"centred": True, "centring": 0.3}, {"centred": True}):
+        torch.manual_seed(3)  # the bandwidth is the median of samples
+        model = LinearGaussian()
+        module = learner(model, sleep_samples=20, held_out=10, ridge=1.0, **settings)
+        loss = module.training_step(model.sleep(5).x + 1, 0)
+        gradients[len(settings)] = flat_gradient(loss, model)
+    plain, some, whole = gradients[0], gradients[2], gradients[1]
+    assert (whole - plain).norm() > 0.1 * plain.norm()
+    torch.testing.assert_close(some, plain + 0.3 * (whole - plain), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("centring", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_of_the_centring_that_is_none_is_refused(centring: float) -> None:
+    with pytest.raises(UserError, match=r"model\.learning\.centring is .*at most 1"):
+        learner(LinearGaussian(), centred=True, centring=centring)
+
+
 def test_held_out_samples_are_drawn_only_where_needed() -> None:
     assert Learning().held_out_drawn == 0
     assert Learning(centred=True).held_out_drawn == 200
