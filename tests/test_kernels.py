@@ -181,7 +181,8 @@ def test_matern_gradient_is_that_of_finite_differences(smoothness: float) -> Non
         return torch.func.functional_call(_Call(kernel, both), {"module.log_bandwidth": log_bandwidth}, ())
 
     inputs = (features.requires_grad_(), kernel.log_bandwidth.detach().requires_grad_())
-    assert torch.autograd.gradcheck(matrices, inputs, eps=1e-5, atol=1e-4, rtol=1e-4)
+    # Steps that are large beside 1e-8: see above; what they leave out is of the order of their square.
+    assert torch.autograd.gradcheck(matrices, inputs, eps=1e-3, atol=1e-4, rtol=1e-4)
 
 
 class _Call(torch.nn.Module):

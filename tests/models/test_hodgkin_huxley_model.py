@@ -87,8 +87,12 @@ def test_the_gradient_is_that_of_float64() -> None:
     z, x = sleep.z.double(), sleep.x.double()
     values = model.log_prior(z) + model.likelihood(z).log_prob(x)
     double = torch.autograd.grad(values @ weights.double(), [*model.parameters()])
+    # Sums over time of terms of order one and either sign: single precision is right to some 1e-4 of the terms, not of
+    # what is left of them (on one processor the observation noise's is 0.02 off, of -8.7).
+    rounding = 1e-4 * x.shape[1] * float(weights.abs().sum())
     for (name, ours), reference in zip(single.items(), double, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=2e-3, atol=1e-3, msg=name)
+        atol = rounding if name == "log_observation_noise" else 1e-3
+        torch.testing.assert_close(ours, reference, rtol=2e-3, atol=atol, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
 def test_sleep_samples_follow_the_seed() -> None:
