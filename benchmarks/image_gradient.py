@@ -22,6 +22,7 @@ import argparse
 import functools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,12 @@ from lightning_alws.metrics.hamiltonian import Move, State, Target, differentiab
 from lightning_alws.models.image import ImageGenerator
 from lightning_alws.networks import DCGANDecoder, LinearFeatures
 from lightning_alws.regression import KernelRidge, freeze
+
+# Last: among the tests is a folder of the same name as datamodules. What differentiates models lives there.
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
+
+from models import flat_gradient  # noqa: E402
+from sample_use import errors  # noqa: E402
 
 BATCH, DRAWS, LATENTS = 100, 10, 16
 RIDGE, MULTIPLES = 0.1, (0.5, 0.25)  # of the kernel of al_c.yaml, and of the encoder's
@@ -72,7 +79,7 @@ def gradient(model: ImageGenerator, z: Tensor, weights: Tensor, x: Tensor) -> Te
     total: Tensor | float = 0.0
     for rows in torch.arange(len(z)).split(1000):
         value = model.likelihood(z[rows]).expectation(weights[rows], x).mean()
-        total = total + torch.cat([part.flatten() for part in torch.autograd.grad(value, [*model.parameters()])])
+        total = total + flat_gradient(value, model)
     assert isinstance(total, Tensor)
     return total
 
@@ -116,7 +123,7 @@ def exact(model: ImageGenerator, x: Tensor, draws: Tensor) -> tuple[Tensor, floa
     for part in draws.chunk(2, dim=1):
         each = [model.likelihood(z).log_prob(x).mean() for z in part.unbind(1)]
         value = torch.stack(each).mean()
-        sets.append(torch.cat([p.flatten() for p in torch.autograd.grad(value, [*model.parameters()])]))
+        sets.append(flat_gradient(value, model))
     return (sets[0] + sets[1]) / 2, float(torch.cosine_similarity(sets[0], sets[1], dim=0))
 
 
@@ -188,7 +195,7 @@ def iwae_estimate(model: ImageGenerator, encoder: Encoder, x: Tensor) -> Estimat
 
     def estimate() -> Tensor:
         value = importance_weighted(model, encoder, x)
-        return torch.cat([part.flatten() for part in torch.autograd.grad(value, [*model.parameters()])])
+        return flat_gradient(value, model)
 
     return estimate
 
@@ -199,12 +206,11 @@ def row(estimate: Estimate, truth: Tensor, repeats: int) -> dict[str, float]:
     start = time.perf_counter()
     found = torch.stack([estimate() for _ in range(repeats)])
     seconds = (time.perf_counter() - start) / repeats
-    error, size = found - truth, truth.norm()
-    bias = (error.mean(0).square() - error.var(0) / repeats).sum().clamp_min(0).sqrt()
+    rms, bias = errors(found, truth)
     return {
-        "rms": float(error.square().sum(1).mean().sqrt() / size),
-        "bias": float(bias / size),
-        "along": float((found @ truth).mean() / size**2),
+        "rms": rms,
+        "bias": bias,
+        "along": float((found @ truth).mean() / truth.square().sum()),
         "cosine": float(torch.cosine_similarity(found, truth[None]).mean()),
         "cosine_of_mean": float(torch.cosine_similarity(found.mean(0), truth, dim=0)),
         "seconds": seconds,
