@@ -1,6 +1,6 @@
 """Why amortised learning is behind in likelihood on images: errors of its gradient on an image model as it is trained.
 
-    python benchmarks/image_gradient.py [--data BinarizedMNIST] [--steps 500] [--repeats 5] [--json FILE]
+    python benchmarks/image_gradient.py [--data Digits] [--steps 1000] [--json FILE]
 
 Trains a decoder with IWAE-10, so that neither method's own optimum is measured, and takes for the truth the mean
 gradient of log p(x) over 100 images by draws from p(z|x): for training images annealed importance sampling's chains,
@@ -10,8 +10,9 @@ its bias, its length along the exact gradient, and the cosines with it, of one e
 
     IWAE-10         from the encoder it was trained with
     plug-in         ridge regression on N prior draws: the kernel of configs/images/al_c.yaml
-    centred         the same less the mean over N/2 held-out samples
-    encoder         centred, the kernel on the posterior means of IWAE's encoder
+    centred         the same less the mean over N/2 held-out samples; the kernel on pixels, or
+    … learnt        on features trained to predict the natural parameters of the model's samples (al_c_trained.yaml)
+    … encoder       on the posterior means of IWAE's encoder
     near            plug-in, half of the N about the encoder's posteriors of the images, weighted by p(z)/q(z); and not
     own images      plug-in at images of the model, over the same length: what is left where data are like samples
 """
@@ -23,55 +24,41 @@ import functools
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 import datamodules
 from datamodules.images import ImageDataModule
 from lightning_alws.allocation import keep_freed
-from lightning_alws.baselines.lower_bound import log_joint, log_mean_weight
-from lightning_alws.baselines.vae import Encoder, GaussianPosterior
+from lightning_alws.baselines import IWAE
+from lightning_alws.baselines.vae import GaussianPosterior, Posterior
 from lightning_alws.kernels import MedianKernel
-from lightning_alws.metrics.annealed import Annealing, schedule, tune
-from lightning_alws.metrics.hamiltonian import Move, State, Target, differentiable, transition
+from lightning_alws.metrics.annealed import Annealing, Chains, anneal, tune
+from lightning_alws.metrics.hamiltonian import State, Target, differentiable, transition
 from lightning_alws.models.image import ImageGenerator
-from lightning_alws.networks import DCGANDecoder, LinearFeatures
+from lightning_alws.networks import DCGANDecoder, LinearFeatures, MLPFeatures
+from lightning_alws.objectives import NaturalParameterError
 from lightning_alws.regression import KernelRidge, freeze
 
 # Last: among the tests is a folder of the same name as datamodules. What differentiates models lives there.
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
 
 from models import flat_gradient  # noqa: E402
+from runs import trainer  # noqa: E402
 from sample_use import errors  # noqa: E402
 
-BATCH, DRAWS, LATENTS = 100, 10, 16
+BATCH, LATENTS = 100, 16
 RIDGE, MULTIPLES = 0.1, (0.5, 0.25)  # of the kernel of al_c.yaml, and of the encoder's
 CHAINS, LEAPFROG, APART, KEPT = 8, 2, 25, 4  # moves between draws that are kept, and how often
-HIDDEN = [256, 256]
+KERNEL_RATE = 3e-4  # that of al_c_trained.yaml, for its features
 
 Estimate = Callable[[], Tensor]
-
-
-def train(model: ImageGenerator, encoder: Encoder, x: Tensor, steps: int) -> None:
-    """Raise the importance weighted bound of ten draws on images (n, C, H, W)."""
-    optimiser = torch.optim.Adam([*model.parameters(), *encoder.parameters()], lr=1e-3)
-    for _ in range(steps):
-        loss = -importance_weighted(model, encoder, x[torch.randint(len(x), (BATCH,))])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-
-def importance_weighted(model: ImageGenerator, encoder: Encoder, x: Tensor) -> Tensor:
-    """The mean bound of images (B, C, H, W), a scalar."""
-    mean, log_scale = encoder(x)
-    q = GaussianPosterior(mean.expand(DRAWS, -1, -1), log_scale.expand(DRAWS, -1, -1))
-    z = q.sample()
-    return log_mean_weight(log_joint(model, z, x) - q.log_prob(z)).mean()
 
 
 def gradient(model: ImageGenerator, z: Tensor, weights: Tensor, x: Tensor) -> Tensor:
@@ -94,7 +81,10 @@ def posterior_draws(model: ImageGenerator, x: Tensor, z: Tensor | None, temperat
     with differentiable(model, x.device):
         moves = [move.repeated(CHAINS) for move in tune(model, x, Annealing(CHAINS, temperatures, LEAPFROG))]
         target = Target(model, x.repeat_interleave(CHAINS, dim=0))
-        state = annealed(model, target, moves) if z is None else target(z.repeat_interleave(CHAINS, dim=0))
+        if z is None:
+            state = resampled(target, anneal(target, model.sample_prior(len(target.x)), moves, LEAPFROG))
+        else:
+            state = target(z.repeat_interleave(CHAINS, dim=0))
         kept = []
         for move in range(1, APART * KEPT + 1):
             state, _ = transition(target, state, 1.0, moves[-1], LEAPFROG)
@@ -103,18 +93,11 @@ def posterior_draws(model: ImageGenerator, x: Tensor, z: Tensor | None, temperat
     return torch.cat(kept, dim=1)
 
 
-def annealed(model: ImageGenerator, target: Target, moves: list[Move]) -> State:
-    """Chains annealed from the prior, those of each image resampled by their weights."""
-    betas = schedule(len(moves) + 1).tolist()
-    state = target(model.sample_prior(len(target.x)))
-    log_weights = torch.zeros_like(state.log_likelihood)
-    for t in range(len(moves) + 1):
-        log_weights += (betas[t + 1] - betas[t]) * state.log_likelihood
-        if t < len(moves):
-            state, _ = transition(target, state, betas[t + 1], moves[t], LEAPFROG)
-    chosen = log_weights.view(-1, CHAINS).softmax(1).multinomial(CHAINS, replacement=True)
+def resampled(target: Target, ended: Chains) -> State:
+    """The chains of each image drawn again by their weights."""
+    chosen = ended.log_weights.view(-1, CHAINS).softmax(1).multinomial(CHAINS, replacement=True)
     first = torch.arange(len(chosen), device=chosen.device)[:, None] * CHAINS
-    return target(state.z[(first + chosen).flatten()])
+    return target(ended.state.z[(first + chosen).flatten()])
 
 
 def exact(model: ImageGenerator, x: Tensor, draws: Tensor) -> tuple[Tensor, float]:
@@ -127,28 +110,54 @@ def exact(model: ImageGenerator, x: Tensor, draws: Tensor) -> tuple[Tensor, floa
     return (sets[0] + sets[1]) / 2, float(torch.cosine_similarity(sets[0], sets[1], dim=0))
 
 
-class EncoderMean(nn.Module):
-    """The posterior means of an encoder as a kernel's features."""
+class PosteriorMean(nn.Module):
+    """The posterior means of a trained autoencoder as a kernel's features."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, posterior: Callable[[Tensor], Posterior]) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.posterior = posterior  # a method, so that its module's parameters are not the kernel's
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(x)[0].detach()
+        return self.posterior(x).location
+
+
+class GivenImportance(KernelRidge):
+    """Ridge regression that minimises Σ_n w_n (y_n − f(x_n))² + λ‖f‖² with w given before each fit."""
+
+    given: Tensor | None = None
+
+    def importance(self, features: Tensor, wake: Tensor | None) -> Tensor | None:
+        return self.given
+
+
+def ridge(
+    shape: tuple[int, ...],
+    features: Callable[[tuple[int, ...]], nn.Module] = LinearFeatures,
+    multiple: float = MULTIPLES[0],
+) -> GivenImportance:
+    """The regression of al_c.yaml at the end of its annealing, on other features where given."""
+    return GivenImportance(shape, functools.partial(MedianKernel, features=features, multiple=multiple), RIDGE)
+
+
+def learnt_ridge(model: ImageGenerator, shape: tuple[int, ...], count: int, steps: int) -> KernelRidge:
+    """That of al_c_trained.yaml: features that predict the natural parameters of the model's own samples."""
+    regression, objective = ridge(shape, MLPFeatures), NaturalParameterError()
+    optimiser = torch.optim.Adam(regression.parameters(), lr=KERNEL_RATE)
+    for _ in range(steps):
+        with torch.no_grad():
+            sleep, held_out = model.sleep(count), model.sleep(count // 2)
+        loss = objective(regression.fit(sleep.x).weights(held_out.x), sleep, held_out)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return regression
 
 
 def ridge_estimate(
-    model: ImageGenerator,
-    x: Tensor,
-    count: int,
-    held_out: int = 0,
-    features: Callable[[tuple[int, ...]], nn.Module] = LinearFeatures,
-    multiple: float = MULTIPLES[0],
+    model: ImageGenerator, x: Tensor, regression: KernelRidge, count: int, held_out: int = 0
 ) -> Estimate:
     """∇_θ of the plug-in estimate at images x, from N prior draws; with held-out samples, sleep-centred."""
-    shape = tuple(x.shape[1:])
-    regression = KernelRidge(shape, functools.partial(MedianKernel, features=features, multiple=multiple), RIDGE)
     freeze(regression)
 
     def estimate() -> Tensor:
@@ -162,40 +171,28 @@ def ridge_estimate(
     return estimate
 
 
-def near_estimate(model: ImageGenerator, encoder: Encoder, x: Tensor, count: int, weighted: bool) -> Estimate:
+def near_estimate(
+    model: ImageGenerator, q: Posterior, x: Tensor, count: int, weigh: Callable[[Tensor], Tensor]
+) -> Estimate:
     """∇_θ of the plug-in estimate at images x, from draws of which half are about the encoder's posteriors of them.
 
-    The regression minimises Σ_n w_n (y_n − f(x_n))² + λ‖f‖² with w = p(z)/q(z) and so predicts the same; without
-    weights, what it would were q the prior.
+    Args:
+        weigh: makes weights in the regression of the importance weights p(z)/q(z): they themselves, so that it
+            predicts what it would from prior draws, or ones, as if what was drawn from were the prior.
     """
-    regression = KernelRidge(
-        tuple(x.shape[1:]), functools.partial(MedianKernel, features=LinearFeatures, multiple=MULTIPLES[0]), RIDGE
-    )
+    regression = ridge(tuple(x.shape[1:]))
     freeze(regression)
-    mean, log_scale = encoder(x)
-    posterior = GaussianPosterior(mean, log_scale)
 
     def estimate() -> Tensor:
         with torch.no_grad():
             chosen = torch.randint(len(x), (count // 2,))
-            about = GaussianPosterior(mean[chosen], log_scale[chosen]).sample()
+            about = GaussianPosterior(q.location[chosen], q.log_scale[chosen]).sample()
             z = torch.cat([model.sample_prior(count - len(about)), about])
             prior = model.log_prior(z)
-            mixture = posterior.log_prob(z[:, None]).logsumexp(1) - math.log(len(x))
-            importance = (prior - torch.logaddexp(prior, mixture) + math.log(2)).exp()
-            regression.importance = lambda features, wake: importance if weighted else None  # type: ignore[method-assign]
+            mixture = q.log_prob(z[:, None]).logsumexp(1) - math.log(len(x))
+            regression.given = weigh((prior - torch.logaddexp(prior, mixture) + math.log(2)).exp())
             fitted = regression.fit(model.likelihood(z).sample())
         return gradient(model, z, fitted.weights(x), x)
-
-    return estimate
-
-
-def iwae_estimate(model: ImageGenerator, encoder: Encoder, x: Tensor) -> Estimate:
-    """∇_θ of the importance weighted bound at images x."""
-
-    def estimate() -> Tensor:
-        value = importance_weighted(model, encoder, x)
-        return flat_gradient(value, model)
 
     return estimate
 
@@ -217,36 +214,40 @@ def row(estimate: Estimate, truth: Tensor, repeats: int) -> dict[str, float]:
     }
 
 
-def table(
-    model: ImageGenerator, encoder: Encoder, x: Tensor, counts: list[int], repeats: int, temperatures: int
-) -> dict[str, dict[str, float]]:
+def table(module: IWAE, x: Tensor, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Rows by name, printed as they are found."""
-    truth, agreement = exact(model, x, posterior_draws(model, x, None, temperatures))
+    model, shape = module.generative, tuple(x.shape[1:])
+    truth, agreement = exact(model, x, posterior_draws(model, x, None, arguments.temperatures))
     with torch.no_grad():
         z = model.sample_prior(BATCH)
         own = model.likelihood(z).sample()
-    own_truth, _ = exact(model, own, posterior_draws(model, own, z, temperatures))
+        q = module.posterior(x)
+    own_truth, _ = exact(model, own, posterior_draws(model, own, z, arguments.temperatures))
     print(f"exact gradient: length {float(truth.norm()):.3g}, its halves' cosine {agreement:.3f}")
-    means = functools.partial(EncoderMean, encoder)
-    estimates = {"IWAE-10": (iwae_estimate(model, encoder, x), truth)}
-    for count in counts:
-        half = count // 2
-        estimates[f"plug-in, N = {count}"] = (ridge_estimate(model, x, count), truth)
-        estimates[f"centred, N = {count}"] = (ridge_estimate(model, x, count, half), truth)
-        for multiple in MULTIPLES:
-            name = f"encoder, {multiple:g} median, N = {count}"
-            estimates[name] = (ridge_estimate(model, x, count, half, lambda shape: means(), multiple), truth)
-        for weighted in (True, False):
-            name = f"near, {'weighted' if weighted else 'unweighted'}, N = {count}"
-            estimates[name] = (near_estimate(model, encoder, x, count, weighted), truth)
-        estimates[f"own images, N = {count}"] = (ridge_estimate(model, own, count), own_truth)
+    learnt = learnt_ridge(model, shape, arguments.samples[0], arguments.kernel_steps)
+    centred = {"pixels": ridge(shape), "learnt": learnt} | {
+        f"encoder, {multiple:g} median": ridge(shape, lambda shape: PosteriorMean(module.posterior), multiple)
+        for multiple in MULTIPLES
+    }
+    near = {"weighted": torch.clone, "unweighted": torch.ones_like}
+    estimates: dict[str, tuple[Estimate, Tensor]] = {
+        "IWAE-10": (lambda: flat_gradient(module.bound(x, model).mean(), model), truth)
+    }
+    for count in arguments.samples:
+        estimates[f"plug-in, N = {count}"] = (ridge_estimate(model, x, ridge(shape), count), truth)
+        for name, regression in centred.items():
+            estimate = ridge_estimate(model, x, regression, count, count // 2)
+            estimates[f"centred, {name}, N = {count}"] = (estimate, truth)
+        for name, weigh in near.items():
+            estimates[f"near, {name}, N = {count}"] = (near_estimate(model, q, x, count, weigh), truth)
+        estimates[f"own images, N = {count}"] = (ridge_estimate(model, own, ridge(shape), count), own_truth)
     rows = {}
     for name, (estimate, reference) in estimates.items():
-        rows[name] = found = row(estimate, reference, repeats)
+        rows[name] = found = row(estimate, reference, arguments.repeats)
         if reference is own_truth:  # in the same units; a cosine with what is nearly nothing would say nothing
             scale = float(own_truth.norm() / truth.norm())
             rows[name] = found = {key: found[key] * scale for key in ("rms", "bias")}
-        print(f"{name:34s}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()), flush=True)
+        print(f"{name:40s}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()), flush=True)
     return rows
 
 
@@ -254,31 +255,30 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="BinarizedMNIST", choices=["BinarizedMNIST", "Digits"])
-    parser.add_argument("--steps", type=int, default=500, help="of IWAE-10")
+    parser.add_argument("--steps", type=int, default=1000, help="of IWAE-10")
+    parser.add_argument("--kernel-steps", type=int, default=500, help="of training the kernel's features")
     parser.add_argument("--channels", type=int, default=16, help="ngf of the decoder")
     parser.add_argument("--samples", type=int, nargs="+", default=[1000, 2000], help="N")
-    parser.add_argument("--repeats", type=int, default=5, help="at least 2")
-    parser.add_argument("--temperatures", type=int, default=300, help="of the annealing")
+    parser.add_argument("--repeats", type=int, default=4, help="at least 2")
+    parser.add_argument("--temperatures", type=int, default=200, help="of the annealing")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     arguments = parser.parse_args()
     keep_freed()
-    torch.manual_seed(0)
+    pl.seed_everything(0, verbose=False)
     data: ImageDataModule = getattr(datamodules, arguments.data)()
     data.prepare_data()
     data.setup("fit")
-    images = data.images("train")
-    model = ImageGenerator(
-        data.image_shape, data.likelihood, LATENTS, functools.partial(DCGANDecoder, ngf=arguments.channels)
-    )
-    encoder = Encoder(data.image_shape, LATENTS, HIDDEN)
+    decoder = functools.partial(DCGANDecoder, ngf=arguments.channels)
+    module = IWAE(latent_dim=LATENTS, decoder=decoder, image_shape=data.image_shape, likelihood=data.likelihood)
     start = time.perf_counter()
-    train(model, encoder, images, arguments.steps)
-    with torch.no_grad():
-        bound = float(importance_weighted(model, encoder, images[:BATCH]))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer(Path(folder), max_steps=arguments.steps, limit_val_batches=0).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
+    x = data.images("train")[:BATCH]
+    with torch.no_grad():
+        bound = float(module.bound(x, module.generative).mean())
     print(f"{arguments.data}, {arguments.steps} steps of IWAE-10 in {seconds:.0f} s, bound {bound:.1f} nats")
-    encoder.requires_grad_(False)
-    rows = table(model, encoder, images[:BATCH], arguments.samples, arguments.repeats, arguments.temperatures)
+    rows = table(module, x, arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps({"bound": bound, "rows": rows}, indent=2))
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lightning_alws.errors import check_at_least
 from lightning_alws.generative import LatentVariableModel
-from lightning_alws.metrics.hamiltonian import Move, Target, differentiable, transition
+from lightning_alws.metrics.hamiltonian import Move, State, Target, differentiable, transition
 from lightning_alws.metrics.likelihood import LikelihoodEstimate, WeightAccumulator, chunks
 
 ACCEPTANCE = (
@@ -107,6 +107,21 @@ class Bounds:
         return self.upper.log_likelihood - self.lower.log_likelihood
 
 
+@dataclass(frozen=True)
+class Chains:
+    """Where N annealed chains ended.
+
+    Attributes:
+        state: of z_{T−1}, whose weights count for the posterior; of chains that went backwards of z_0.
+        log_weights: log w, shape (N,), float64.
+        acceptance: mean probability of acceptance over temperatures, shape (N,), float64; NaN without a transition.
+    """
+
+    state: State
+    log_weights: Tensor
+    acceptance: Tensor
+
+
 def schedule(temperatures: int) -> Tensor:
     """β_t = (t/T)³ for t = 0 … T, shape (T + 1,), float64.
 
@@ -156,10 +171,8 @@ def tune(model: LatentVariableModel, x: Tensor, settings: Annealing) -> list[Mov
     return [pilot[place - 1] for place in places]
 
 
-def anneal(
-    target: Target, z: Tensor, moves: list[Move], leapfrog_steps: int, backwards: bool = False
-) -> tuple[Tensor, Tensor]:
-    """log w and the mean acceptance of each row, both (N,) and float64.
+def anneal(target: Target, z: Tensor, moves: list[Move], leapfrog_steps: int, backwards: bool = False) -> Chains:
+    """One chain for each row of the target.
 
     Args:
         z: where the chains start: draws from the prior, or ``backwards`` draws from the posterior, (N, ...).
@@ -178,7 +191,7 @@ def anneal(
             level = t if backwards else t + 1
             state, acceptance = transition(target, state, betas[level], moves[level - 1], leapfrog_steps)
             acceptances = acceptances + acceptance
-    return log_weights, acceptances / len(moves) if moves else acceptances.fill_(math.nan)
+    return Chains(state, log_weights, acceptances / len(moves) if moves else acceptances.fill_(math.nan))
 
 
 def annealed_log_likelihood(
@@ -248,8 +261,8 @@ def _chains(
     """log w (B, M) and the mean acceptance (B,)."""
     target = Target(model, x.repeat_interleave(settings.chains, dim=0))
     moves = [move.repeated(settings.chains) for move in moves]
-    log_weights, acceptance = anneal(target, z, moves, settings.leapfrog_steps, backwards)
-    return log_weights.view(-1, settings.chains), acceptance.view(-1, settings.chains).mean(1)
+    ended = anneal(target, z, moves, settings.leapfrog_steps, backwards)
+    return ended.log_weights.view(-1, settings.chains), ended.acceptance.view(-1, settings.chains).mean(1)
 
 
 def _joined(parts: list[AnnealedEstimate]) -> AnnealedEstimate:

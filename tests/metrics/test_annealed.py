@@ -236,8 +236,8 @@ def test_mean_inverse_weight_backwards_is_the_inverse_likelihood() -> None:
         z = proposals[torch.rand_like(weights) < weights / weights.max()][:40_000]
     with differentiable(model, CPU):
         moves = [Move(one.step.expand(len(z)), one.factor) for one in tune(model, x, Annealing(1, 3, 2))]
-        log_weights, _ = anneal(Target(model, x.expand(len(z), -1)), z, moves, 2, backwards=True)
-    ratio = (truth - log_weights).exp()
+        ended = anneal(Target(model, x.expand(len(z), -1)), z, moves, 2, backwards=True)
+    ratio = (truth - ended.log_weights).exp()
     error = float(ratio.std()) / len(z) ** 0.5
     assert error < 0.05
     assert abs(float(ratio.mean()) - 1) < 4 * error
