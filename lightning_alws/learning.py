@@ -50,10 +50,10 @@ class Learning:
             where one of the two needs them.
         regression: builds the ridge regression from the shape of one observation.
         kernel_objective: what kernel and ridge are trained for (AL-A); without one they are fixed (AL-F).
-        centred: subtract the mean predicted gradient over held-out sleep samples. Since E[∇_θ log p_θ(x)] = 0 over
-            x ~ p_θ, that mean is pure regression error, and where the model fits the data the bias cancels.
-        centring: by how much of that mean, above 0 and at most 1: consistent whatever it is. Less leaves more of the
-            bias, takes in less of its noise, and rewards a model less for samples that its regression cannot predict.
+        centring: how much of the mean predicted gradient over held-out sleep samples to subtract (AL-C), from 0, none,
+            to 1, all. Since E[∇_θ log p_θ(x)] = 0 over x ~ p_θ, that mean is pure regression error, and where the model
+            fits the data the bias cancels; the estimate is consistent with any share. A smaller one leaves more of the
+            bias, takes in less noise, and rewards a model less for samples that its regression cannot predict.
         mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct");
             "auto" is plug-in wherever the model has natural parameters.
         learning_rate: Adam's for the model, in the first step.
@@ -76,8 +76,7 @@ class Learning:
     held_out: int = 200
     regression: Callable[[tuple[int, ...]], KernelRidge] = KernelRidge
     kernel_objective: KernelObjective | None = None
-    centred: bool = False
-    centring: float = 1.0
+    centring: float = 0.0
     mode: Literal["plug-in", "direct", "auto"] = "auto"
     learning_rate: float = 1e-3
     final_learning_rate: float | None = None
@@ -91,7 +90,7 @@ class Learning:
     @property
     def held_out_drawn(self) -> int:
         """How many held-out samples a training step draws."""
-        return self.held_out if self.kernel_objective is not None or self.centred else 0
+        return self.held_out if self.kernel_objective is not None or self.centring else 0
 
     def check(self) -> None:
         """Raise a UserError that names the setting which makes no sense."""
@@ -102,10 +101,9 @@ class Learning:
             )
         if self.held_out < 2:
             raise UserError(f"model.learning.held_out is {self.held_out}; give at least 2, such as 200.")
-        if not 0 < self.centring <= 1:
+        if not 0 <= self.centring <= 1:
             raise UserError(
-                f"model.learning.centring is {self.centring}; give a share above 0 and at most 1, or for no centring "
-                "set model.learning.centred to false."
+                f"model.learning.centring is {self.centring}; give a share from 0 (no centring) to 1 (all of it)."
             )
         check_at_least("model.learning", max_skipped=(self.max_skipped, 0))
         if self.regression_scope not in ("rank", "global"):
@@ -264,7 +262,7 @@ class AmortisedLearning(LatentVariableModule):
         if not len(held_out):
             return loss
         weights = regression.weights(held_out.x)
-        if self.learning.centred:
+        if self.learning.centring:
             away = sleep.joint.expectation(weights.detach(), held_out.x).mean()
             loss = loss + self.learning.centring * away
         if self.learning.kernel_objective is not None:

@@ -46,7 +46,7 @@ CONFIG = {
     "seed_everything": 0,
     "model": {
         "class_path": "lightning_alws.models.ImageModel",
-        "init_args": {"latent_dim": 8, "learning": {"centred": False}},
+        "init_args": {"latent_dim": 8, "learning": {"centring": 0.0}},
     },
     "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 100, "seed": 0, "binarize": True}},
     "trainer": {"max_steps": 2000, "enable_progress_bar": True},

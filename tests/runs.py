@@ -30,8 +30,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "AL-F": {},
     "AL-A": {"regression": ADAPTIVE, "kernel_objective": LogJointError()},
     "AL-A on natural parameters": {"regression": ADAPTIVE, "kernel_objective": NaturalParameterError()},
-    "centred": {"centred": True},
-    "centred AL-A": {"regression": ADAPTIVE, "kernel_objective": LogJointError(), "centred": True},
+    "centred": {"centring": 1.0},
+    "centred AL-A": {"regression": ADAPTIVE, "kernel_objective": LogJointError(), "centring": 1.0},
 }
 
 

@@ -103,13 +103,13 @@ def test_without_gradient_the_weights_still_have_theirs() -> None:
 
 
 @pytest.mark.parametrize("objective", [None, LogJointError(), NaturalParameterError()], ids=["AL-F", "AL-A", "vector"])
-@pytest.mark.parametrize("centred", [False, True])
-def test_a_step_has_the_gradient_of_all_at_once(monkeypatch, objective, centred: bool) -> None:
+@pytest.mark.parametrize("centring", [0.0, 1.0])
+def test_a_step_has_the_gradient_of_all_at_once(monkeypatch, objective, centring: float) -> None:
     """With the same samples: those of the chunks, given whole to a module without."""
     learning = {
         "sleep_samples": 60,
         "held_out": 20,
-        "centred": centred,
+        "centring": centring,
         "kernel_objective": objective,
         "regression": functools.partial(KernelRidge, ridge=0.1),
     }

@@ -18,7 +18,7 @@ from lightning_alws.regression import KernelRidge
 
 LEARNING: dict[str, dict[str, Any]] = {
     "AL-F": {},
-    "AL-C": {"kernel_objective": NaturalParameterError(), "centred": True, "averaging": 0.9},
+    "AL-C": {"kernel_objective": NaturalParameterError(), "centring": 1.0, "averaging": 0.9},
     "median": {"regression": functools.partial(KernelRidge, kernel=MedianKernel)},
 }
 

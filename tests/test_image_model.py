@@ -292,7 +292,7 @@ def test_log_joint_under_every_prior(prior: PriorBuilder) -> None:
 
 @every_prior
 def test_training_moves_every_parameter_under_every_prior(prior: PriorBuilder, tmp_path: Path) -> None:
-    learning = Learning(sleep_samples=20, held_out=10, centred=True, averaging=0.9, learning_rate=1e-2)
+    learning = Learning(sleep_samples=20, held_out=10, centring=1.0, averaging=0.9, learning_rate=1e-2)
     decoder = functools.partial(MLPDecoder, hidden=[6])
     model = ImageModel(2, decoder, learning, prior=prior, image_shape=(1, 8, 8), likelihood="bernoulli")
     before = named(model)

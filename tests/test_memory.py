@@ -88,7 +88,7 @@ def test_what_the_allocator_itself_raises_is_known(tmp_path: Path, monkeypatch: 
 
 
 def test_what_is_largest_comes_first() -> None:
-    model = image_model(sleep_samples=20, held_out=50, centred=True)
+    model = image_model(sleep_samples=20, held_out=50, centring=1.0)
     assert "; lower model.learning.held_out (50), set model.learning.chunk, such as 2" in model.too_large()
     many = functools.partial(RandomFeatureRidge, kernel=functools.partial(GaussianKernel, bandwidth=4.0), count=100)
     model = image_model(sleep_samples=20, regression=many)

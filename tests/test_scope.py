@@ -56,9 +56,9 @@ REGRESSIONS: dict[str, Any] = {
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "AL-F": {},
-    "centred": {"centred": True},
+    "centred": {"centring": 1.0},
     "AL-A": {"kernel_objective": LogJointError()},
-    "centred vector AL-A": {"kernel_objective": NaturalParameterError(), "centred": True},
+    "centred vector AL-A": {"kernel_objective": NaturalParameterError(), "centring": 1.0},
 }
 
 
@@ -194,7 +194,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize(("build", "settings"), MODELS.values(), ids=MODELS)
 def test_of_every_kind_of_joint(build, settings: dict[str, Any], regression: str) -> None:
     module = learner(
-        build(), regression=REGRESSIONS[regression], kernel_objective=LogJointError(), centred=True, **settings
+        build(), regression=REGRESSIONS[regression], kernel_objective=LogJointError(), centring=1.0, **settings
     )
     assert_pooled(module, batches(module.generative, 2))
 
@@ -207,12 +207,12 @@ def test_importance_weights_are_those_of_the_pooled_wake_batch() -> None:
 
 def test_low_rank() -> None:
     regression = functools.partial(LowRankRidge, kernel=functools.partial(GaussianKernel, bandwidth=2.0), ridge=0.3)
-    module = learner(LinearGaussian(observed_dim=2), regression=regression, centred=True)
+    module = learner(LinearGaussian(observed_dim=2), regression=regression, centring=1.0)
     assert_pooled(module, batches(module.generative, 2))
 
 
 def test_batches_of_different_sizes() -> None:
-    module = learner(LinearGaussian(), centred=True)
+    module = learner(LinearGaussian(), centring=1.0)
     wake = batches(module.generative, 3)
     assert_pooled(module, [wake[0], wake[1][:2], wake[2][:4]])
 

@@ -51,7 +51,7 @@ class Counts:
     Args:
         observations: B, the x over which errors are averaged.
         held_out: N_v, observations simulated for the centred estimates; spread evenly over p_θ(x), unlike those of
-            ``Learning.centred``, whose own noise in one step is about 1/√N_v of the RMS gradient.
+            ``Learning.centring``, whose own noise in one step is about 1/√N_v of the RMS gradient.
         repeats: of amortised estimates.
         rival_repeats: of the rivals' estimates.
         fit_steps: Adam steps for each q.

@@ -121,7 +121,7 @@ def amortised_gradients(
 ) -> dict[str, Tensor]:
     """∇_θ Ĵ(x_b) from one set of sleep samples: "plug_in", "direct", and each "…_centred", all (B, P).
 
-    Centred, the mean estimate over held-out observations of the model is subtracted, as ``Learning.centred`` does. To
+    Centred, the mean estimate over held-out observations of the model is subtracted, as ``Learning.centring`` does. To
     these log p_θ(z, x) is not applied.
 
     Args:

@@ -24,7 +24,7 @@ LEARNING = Learning(
     250,
     100,
     functools.partial(KernelRidge, kernel=KERNEL, ridge=3.0, intercept=True),
-    centred=True,
+    centring=1.0,
     learning_rate=0.08,
     averaging=0.9,
 )

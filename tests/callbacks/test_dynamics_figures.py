@@ -24,8 +24,8 @@ from lightning_alws.models import LinearDynamicsModel, NeuralDynamicsModel
 from lightning_alws.regression import KernelRidge
 
 REGRESSION = functools.partial(KernelRidge, kernel=PolynomialKernel, ridge=0.1)
-LINEAR = Learning(400, 100, REGRESSION, centred=True, learning_rate=0.08, final_learning_rate=0.008, averaging=0.95)
-NEURAL = Learning(90, 60, functools.partial(KernelRidge, kernel=MedianKernel), centred=True)
+LINEAR = Learning(400, 100, REGRESSION, centring=1.0, learning_rate=0.08, final_learning_rate=0.008, averaging=0.95)
+NEURAL = Learning(90, 60, functools.partial(KernelRidge, kernel=MedianKernel), centring=1.0)
 
 
 def table(folder: Path) -> str:

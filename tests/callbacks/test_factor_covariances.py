@@ -20,7 +20,7 @@ from lightning_alws.models import LinearGaussianModel
 from lightning_alws.regression import KernelRidge
 
 REGRESSION = functools.partial(KernelRidge, kernel=PolynomialKernel, ridge=0.1)
-LEARNING = Learning(150, 150, REGRESSION, centred=True, learning_rate=0.06, averaging=0.95)
+LEARNING = Learning(150, 150, REGRESSION, centring=1.0, learning_rate=0.06, averaging=0.95)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_a_run_draws_and_logs_everything(tmp_path: Path, monkeypatch: pytest.Mon
     for count, few in (("GAUSSIAN_STEPS", 3), ("POSTERIOR_SAMPLES", 50), ("POSTERIOR_REPEATS", 2), ("NODES", 21)):
         monkeypatch.setattr(callbacks.gradient_panels, count, few)
     regression = functools.partial(LowRankRidge, ridge=1.0, kernel=QuantileKernel)
-    learning = Learning(sleep_samples=50, held_out=10, regression=regression, centred=True, averaging=0.5)
+    learning = Learning(sleep_samples=50, held_out=10, regression=regression, centring=1.0, averaging=0.5)
     module, data = SoftplusToy(learn_noise=True, learning=learning), SoftplusData(train_size=20, batch_size=10)
     figure = GradientError([0.5, 1.0], [0.3], sleep_samples=40, fewer_samples=[20], counts=FEW)
     run = trainer(tmp_path, [figure, ResultsFile()], max_steps=2, val_check_interval=2)

@@ -29,7 +29,7 @@ def model(data: VoltageTrace, initial: Membrane) -> HodgkinHuxleyModel:
         sleep_samples=60,
         held_out=30,
         mode="direct",
-        centred=True,
+        centring=1.0,
         regression=functools.partial(KernelRidge, kernel=kernel),
     )
     return HodgkinHuxleyModel(

@@ -135,7 +135,7 @@ def module(
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    learner = module(40, 5, sleep_samples=60, held_out=20, centred=True)
+    learner = module(40, 5, sleep_samples=60, held_out=20, centring=1.0)
     learner.training_step(learner.generative.sleep(1).x, 0).backward()
     gradients = {name: p.grad for name, p in learner.named_parameters() if p.requires_grad}
     expected = {f"generative.log_{name}" for name in (*NAMES, "early")} | {"generative.lag_logits"}
@@ -167,7 +167,7 @@ def test_parameters_are_recovered_from_a_simulated_series() -> None:
     data = BlowflySimulated(length=200)
     truth, series = data.truth, data.series()
     start = dataclasses.replace(truth, capacity=1.6 * truth.capacity, mortality=0.6 * truth.mortality)
-    learner = module(200, 8, sleep_samples=150, held_out=50, centred=True, initial=start)
+    learner = module(200, 8, sleep_samples=150, held_out=50, centring=1.0, initial=start)
     model = learner.generative.requires_grad_(False)
     with torch.no_grad():
         model.lag_logits.fill_(-30)

@@ -135,13 +135,13 @@ def test_amortised_gradient_converges_to_the_exact_one() -> None:
     assert errors[1000] >= 1.5 * errors[4000], errors
 
 
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("centring", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("decoder", "shape"),
     [(functools.partial(MLPDecoder, hidden=[6]), (3,)), (functools.partial(DCGANDecoder, ngf=2), (1, 8, 8))],
 )
-def test_every_parameter_receives_a_gradient(decoder: Any, shape: tuple[int, ...], centred: bool) -> None:
-    module = CircleModel(decoder, Learning(sleep_samples=30, held_out=20, centred=centred), event_shape=shape)
+def test_every_parameter_receives_a_gradient(decoder: Any, shape: tuple[int, ...], centring: float) -> None:
+    module = CircleModel(decoder, Learning(sleep_samples=30, held_out=20, centring=centring), event_shape=shape)
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     module.training_step(torch.rand(5, *shape), 0).backward()
     without = [name for name, p in module.named_parameters() if p.grad is None or not (p.grad != 0).any()]
@@ -156,7 +156,7 @@ def test_recovers_the_model_that_made_the_data() -> None:
     x, held_out = truth.sleep(4000).x.split(3000)
     torch.manual_seed(1)
     regression = functools.partial(KernelRidge, kernel=MedianKernel, ridge=1.0)
-    learning = Learning(sleep_samples=200, regression=regression, centred=True, learning_rate=0.02, averaging=0.98)
+    learning = Learning(sleep_samples=200, regression=regression, centring=1.0, learning_rate=0.02, averaging=0.98)
     module = CircleModel(functools.partial(MLPDecoder, hidden=[8]), learning, noise_floor=0.0, event_shape=(2,))
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     optimiser = module.configure_optimizers()

@@ -79,7 +79,7 @@ def module(**settings: Any) -> GaussianProcessModel:
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    learner = module(sleep_samples=60, held_out=20, centred=True)
+    learner = module(sleep_samples=60, held_out=20, centring=1.0)
     learner.training_step(torch.randn(6, POINTS), 0).backward()
     gradients = {name: p.grad for name, p in learner.named_parameters() if p.requires_grad}
     assert set(gradients) == {f"generative.log_{name}" for name in ("lengthscale", "scale", "noise")}

@@ -34,7 +34,7 @@ def generator(length: int = 40, initial: Membrane = TRUTH, state: State = State(
 
 def module(length: int = 40, initial: Membrane = TRUTH, **settings: Any) -> HodgkinHuxleyModel:
     regression = functools.partial(KernelRidge, kernel=StandardKernel, ridge=0.1, intercept=True)
-    learning = Learning(**{"regression": regression, "mode": "direct", "centred": True, **settings})
+    learning = Learning(**{"regression": regression, "mode": "direct", "centring": 1.0, **settings})
     made = HodgkinHuxleyModel(learning, initial, State(), (length,), pulse(length), STEP)
     made.log = lambda *args, **options: None  # type: ignore[method-assign]
     return made

@@ -96,7 +96,7 @@ def test_contract_seed_and_a_gradient_for_every_parameter(residual: bool) -> Non
     assert torch.equal(first.x, again.x)
     assert torch.equal(first.z, again.z)
     assert isinstance(model.sleep(5, direct=True).joint, Direct)
-    module = learner(residual=residual, sleep_samples=50, kernel_objective=NaturalParameterError(), centred=True)
+    module = learner(residual=residual, sleep_samples=50, kernel_objective=NaturalParameterError(), centring=1.0)
     module.training_step(first.x, 0).backward()
     without = [name for name, p in module.named_parameters() if p.grad is None or not (p.grad != 0).any()]
     assert without == []
@@ -186,7 +186,7 @@ def test_filters_and_noise_of_its_own_data_are_recovered() -> None:
     """From filters rotated by 0.4 rad, a fifth too short, and a noise scale half too large."""
     x = small(OTHER_WEIGHT, 0.2).sleep(5000).x.float()
     regression = functools.partial(REGRESSION, ridge=0.1)
-    learning = Learning(sleep_samples=200, held_out=500, regression=regression, centred=True, averaging=0.98)
+    learning = Learning(sleep_samples=200, held_out=500, regression=regression, centring=1.0, averaging=0.98)
     module = ICA(2, learning, scale=0.3, scale_rate=0.3, event_shape=(4,))
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     rotation = torch.tensor([[0.921, -0.389], [0.389, 0.921]])
@@ -260,7 +260,7 @@ def test_run_in_a_trainer_and_reload(tmp_path) -> None:
     data = ICAMixtures(
         patch_size=4, num_sources=3, num_patches=200, train_size=200, validation_size=20, test_size=20, batch_size=50
     )
-    learning = Learning(sleep_samples=40, held_out=20, regression=REGRESSION, centred=True, averaging=0.9)
+    learning = Learning(sleep_samples=40, held_out=20, regression=REGRESSION, centring=1.0, averaging=0.9)
     module = ICA(3, learning, event_shape=(16,))
     run = trainer(tmp_path, max_steps=4)
     run.fit(module, data)

@@ -41,7 +41,7 @@ def test_exact_likelihood_is_that_of_the_sleep_samples() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     regression = functools.partial(KernelRidge, kernel=PolynomialKernel)
-    module = LinearDynamicsModel(2, Learning(60, 20, regression, centred=True), (4, 3))
+    module = LinearDynamicsModel(2, Learning(60, 20, regression, centring=1.0), (4, 3))
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     module.training_step(torch.randn(6, 4, 3), 0).backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}

@@ -64,7 +64,7 @@ def test_samples_have_the_covariance_and_follow_the_seed() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     regression = functools.partial(KernelRidge, kernel=PolynomialKernel)
-    module = LinearGaussianModel(2, Learning(40, 20, regression, centred=True), (4,))
+    module = LinearGaussianModel(2, Learning(40, 20, regression, centring=1.0), (4,))
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     module.training_step(torch.randn(6, 4), 0).backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}

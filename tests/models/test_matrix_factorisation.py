@@ -202,7 +202,7 @@ def test_factors_are_recovered_from_data_the_model_made() -> None:
         2,
         (0.2, 0.4),
         -0.5,
-        Learning(sleep_samples=400, held_out=100, centred=True, learning_rate=0.03, regression=regression),
+        Learning(sleep_samples=400, held_out=100, centring=1.0, learning_rate=0.03, regression=regression),
         (1, 5, 4),
         "bernoulli",
     )

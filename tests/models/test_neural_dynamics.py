@@ -71,7 +71,7 @@ def test_gradient_error_falls_with_the_sleep_samples() -> None:
 @pytest.mark.parametrize("window", [None, (2, 1)])
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
 def test_every_parameter_gets_a_gradient(window: tuple[int, int] | None, averaging: float) -> None:
-    module = NeuralDynamicsModel(2, 4, Learning(60, 20, centred=True, averaging=averaging), window, event_shape=(5, 3))
+    module = NeuralDynamicsModel(2, 4, Learning(60, 20, centring=1.0, averaging=averaging), window, event_shape=(5, 3))
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     batch = torch.randn(6, 5, 3)
     module.training_step(batch, 0).backward()

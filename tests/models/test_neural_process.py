@@ -144,7 +144,7 @@ def test_parameters_are_recovered_from_data_of_the_models_own() -> None:
     y = truth.sleep(2000).x
     model = tiny()
     module = NeuralProcessModel(
-        1, 8, Learning(sleep_samples=200, regression=MEDIAN, centred=True), event_shape=(2,)
+        1, 8, Learning(sleep_samples=200, regression=MEDIAN, centring=1.0), event_shape=(2,)
     ).double()
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     module.generative = model.requires_grad_(False)
@@ -167,7 +167,7 @@ def test_parameters_are_recovered_from_data_of_the_models_own() -> None:
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    module = learner(centred=True)
+    module = learner(centring=1.0)
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     data = functions()
     data.setup()

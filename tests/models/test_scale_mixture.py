@@ -46,7 +46,7 @@ def mixture(**changes: Any) -> ScaleMixture:
 def learner(likelihood: str = "gaussian", prior: Any = MIXTURE, **learning: Any) -> ScaleMixtureModel:
     kernel = functools.partial(QuantileKernel, bandwidth=2.0, features=BandEnergies)
     regression = functools.partial(AnnealedRidge, kernel=kernel, intercept=True, start=5.0, steps=200)
-    settings = {"sleep_samples": 40, "held_out": 20, "centred": True, "averaging": 0.5, "regression": regression}
+    settings = {"sleep_samples": 40, "held_out": 20, "centring": 1.0, "averaging": 0.5, "regression": regression}
     return ScaleMixtureModel(
         components=6, bands=3, prior=prior, learning=Learning(**(settings | learning)),
         image_shape=SHAPE, likelihood=likelihood,  # type: ignore[arg-type]

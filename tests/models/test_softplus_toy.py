@@ -125,7 +125,7 @@ def test_amortised_gradient_converges_to_the_exact_one() -> None:
 
 @pytest.mark.slow
 def test_norm_and_noise_are_recovered_from_data_of_the_model_itself(tmp_path: Path) -> None:
-    learning = Learning(sleep_samples=400, held_out=100, regression=REGRESSION, mode="direct", centred=True,
+    learning = Learning(sleep_samples=400, held_out=100, regression=REGRESSION, mode="direct", centring=1.0,
                         learning_rate=0.05, averaging=0.95)  # fmt: skip
     module = SoftplusToy(norm=0.5, noise_scale=0.8, learn_noise=True, learning=learning)
     data = SoftplusData(norm=1.0, noise_scale=0.3, train_size=4000, batch_size=400)
