@@ -26,19 +26,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from lightning_alws.cholesky import Factor, safe_cholesky, solve, with_ridge
 from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.kernels import GaussianKernel, Kernel, RadialKernel, of_feature_distances
 from lightning_alws.noise import generator, global_seed
 from lightning_alws.precision import full_precision
-from lightning_alws.regression import (
-    Factor,
-    FittedRidge,
-    KernelRidge,
-    name_non_finite,
-    safe_cholesky,
-    solve,
-    with_ridge,
-)
+from lightning_alws.regression import FittedRidge, KernelRidge, name_non_finite
 from lightning_alws.scope import Scope
 
 FeatureMap = Callable[[Tensor], Tensor]

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_alws.chunks import check_chunks, sleep_in_chunks
 from lightning_alws.contract import check_data, check_model
 from lightning_alws.errors import UserError, check_at_least
+from lightning_alws.falling_rate import falling_rate, warn_of_another_end
 from lightning_alws.generative import GenerativeModel, Sleep
 from lightning_alws.kernels import ModelFeatures
 from lightning_alws.likelihoods import TensorMap
@@ -369,18 +369,11 @@ class AmortisedLearning(LatentVariableModule):
             checkpoint["falls_until"] = self.trainer.estimated_stepping_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Warn where the rate would now fall until another step: the run is then none that was never cut."""
+        """Warn where the rate would now fall until another step."""
         super().on_load_checkpoint(checkpoint)
         before = checkpoint.get("falls_until")
-        if before is None or self._trainer is None or self.trainer.state.fn != "fit":
-            return
-        now = self.trainer.estimated_stepping_batches
-        if now != before:
-            rank_zero_warn(
-                f"model.learning.final_learning_rate is now reached in step {now}, but was to be in step {before} when "
-                "the checkpoint was written (trainer.max_steps): the rate jumps, and the run is not the one that a "
-                "single session would have been."
-            )
+        if before is not None and self._trainer is not None and self.trainer.state.fn == "fit":
+            warn_of_another_end(before, self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, one group for the model and one for kernel and ridge where they are trained.
@@ -396,20 +389,10 @@ class AmortisedLearning(LatentVariableModule):
         if self.learning.final_learning_rate is None:
             return optimiser
         steps = self.trainer.estimated_stepping_batches
-        ratio = self.learning.final_learning_rate / self.learning.learning_rate
         if math.isinf(steps):
             raise UserError(
                 "model.learning.final_learning_rate is given, but the trainer has no last step; set trainer.max_steps."
             )
-
-        def falling(step: int) -> float:
-            return ratio ** min(step / max(steps - 1, 1), 1.0)
-
-        def constant(step: int) -> float:
-            return 1.0
-
-        rates: list[Callable[[int], float]] = [
-            falling if group["name"] == "model" else constant for group in optimiser.param_groups
-        ]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)
+        ratio = self.learning.final_learning_rate / self.learning.learning_rate
+        schedule = falling_rate(optimiser, "model", ratio, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

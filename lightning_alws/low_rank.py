@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_alws.cholesky import Factor
 from lightning_alws.errors import UserError
 from lightning_alws.kernels import GaussianKernel, Kernel
 from lightning_alws.precision import full_precision
-from lightning_alws.regression import Factor, FittedRidge, KernelRidge, name_non_finite
+from lightning_alws.regression import FittedRidge, KernelRidge, name_non_finite
 
 CHECKED = 50  # samples whose k(x, x) is looked at
 

@@ -10,7 +10,7 @@ from sklearn.kernel_ridge import KernelRidge as Oracle
 from lightning_alws.errors import UserError
 from lightning_alws.kernels import GaussianKernel
 from lightning_alws.networks import MLPFeatures
-from lightning_alws.regression import AnnealedRidge, KernelRidge, freeze, name_non_finite, safe_cholesky, with_ridge
+from lightning_alws.regression import AnnealedRidge, KernelRidge, freeze, name_non_finite
 
 
 def problem(count: int = 40, queries: int = 7, targets: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,14 +91,6 @@ def test_implicit_adjoint_is_autograds_through_the_factorisation() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_duplicated_samples_raise_the_ridge_with_a_warning() -> None:
-    matrix = torch.ones(200, 200) + 1e-9 * torch.eye(200)
-    with pytest.warns(UserWarning, match="ridge was raised"):
-        factor = safe_cholesky(matrix, 1e-5, matrix.double)
-    assert factor.valid
-    assert factor.jitter > 0
-
-
 def test_float64_is_the_last_resort() -> None:
     """A Gram matrix that float32 cannot factorise even with the ridge raised a thousandfold, float64 can."""
     x = torch.randn(60, 2)
@@ -111,11 +103,6 @@ def test_float64_is_the_last_resort() -> None:
     reconstructed = fitted.factor.lower @ fitted.factor.lower.T
     torch.testing.assert_close(reconstructed, exact, rtol=0, atol=1e-13)
     assert fitted.weights(torch.randn(3, 2)).dtype == torch.float32
-
-
-def test_an_indefinite_matrix_is_reported_not_returned() -> None:
-    matrix = torch.diag(torch.tensor([1.0, -1.0]))
-    assert not safe_cholesky(matrix, 1e-3, matrix.double).valid
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -161,12 +148,3 @@ def test_frozen_kernel_has_buffers_only_and_the_same_weights() -> None:
     assert list(regression.parameters()) == []
     assert regression.state_dict().keys() == state.keys()
     torch.testing.assert_close(regression.fit(x).weights(query), before)
-
-
-def test_a_ridge_is_added_to_the_diagonal_and_learns_from_it() -> None:
-    matrix, ridge = torch.randn(5, 5, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
-    expected, given = matrix + 0.3 * torch.eye(5), matrix.clone()
-    torch.testing.assert_close(with_ridge(given.requires_grad_(), ridge), expected)
-    assert torch.equal(given, matrix), "a matrix with a gradient is left as it is"
-    assert torch.autograd.gradcheck(with_ridge, (given, ridge.clone().requires_grad_()))
-    torch.testing.assert_close(with_ridge(matrix, ridge), expected)

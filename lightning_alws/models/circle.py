@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import LatentVariableModel
 from lightning_alws.kernels import squared_distances
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import LOG_2_PI, Likelihood
 from lightning_alws.models.image import GaussianPixels
+from lightning_alws.models.prior_model import PriorModel
 from lightning_alws.networks import DCGANDecoder, Decoder
 from lightning_alws.priors import CirclePrior
 
@@ -26,7 +26,7 @@ def on_circle(angle: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
-class CircleGenerator(LatentVariableModel):
+class CircleGenerator(PriorModel):
     """p(z) uniform on the unit circle, p_θ(x|z) = N(tanh(decoder(z)), σ² I), σ² = floor² + s², s learnt (1 at first).
 
     Args:
@@ -41,7 +41,6 @@ class CircleGenerator(LatentVariableModel):
     def __init__(
         self, event_shape: tuple[int, ...] | None, decoder: Decoder = DCGANDecoder, noise_floor: float = 0.0
     ) -> None:
-        super().__init__()
         if event_shape is None:
             raise UserError(
                 "the data module has no attribute 'event_shape', which a model on the circle takes from it; use a "
@@ -51,15 +50,9 @@ class CircleGenerator(LatentVariableModel):
             raise UserError(
                 f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1]."
             )
-        self.prior = CirclePrior()
+        super().__init__(CirclePrior())
         self.decoder = decoder(2, tuple(event_shape))
         self.pixels = GaussianPixels(noise_floor)
-
-    def sample_prior(self, count: int) -> Tensor:
-        return self.prior.sample(count)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return self.prior.log_prob(z)
 
     def likelihood(self, z: Tensor) -> Likelihood:
         # Back to the dtype of z where autocast lowered it.

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.generative import Joint, Latents, LatentVariableModel, PlugIn
+from lightning_alws.generative import Joint, Latents, PlugIn
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import LOG_2_PI, Gaussian, Likelihood, TensorMap
+from lightning_alws.models.prior_model import PriorModel
 from lightning_alws.priors import LaplacePrior
 from lightning_alws.regression import KernelRidge
 from lightning_alws.residual import Reference, ResidualPlugIn
@@ -24,7 +25,7 @@ from lightning_alws.residual import Reference, ResidualPlugIn
 PRIOR_VARIANCE = 2.0  # of Laplace(0, 1)
 
 
-class IndependentComponents(LatentVariableModel):
+class IndependentComponents(PriorModel):
     """p(z_i) = Laplace(0, 1), p_θ(x|z) = N(Wz, σ²I), without a bias: the data are taken to be centred.
 
     Args:
@@ -50,7 +51,6 @@ class IndependentComponents(LatentVariableModel):
         scale_rate: float = 1.0,
         residual: bool = True,
     ) -> None:
-        super().__init__()
         if event_shape is None:
             raise UserError(
                 "the data module has no attribute 'event_shape', the shape of one observation, which this model takes "
@@ -60,8 +60,8 @@ class IndependentComponents(LatentVariableModel):
         for name, value in (("weight_std", weight_std), ("scale", scale), ("scale_rate", scale_rate)):
             if not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}; give a positive number.")
+        super().__init__(LaplacePrior(latent_dim))
         self.event_shape, self.scale_rate, self.residual = tuple(event_shape), scale_rate, residual
-        self.prior = LaplacePrior(latent_dim)
         self.weight = nn.Parameter(weight_std * torch.randn(math.prod(self.event_shape), latent_dim))
         self.scale_exponent = nn.Parameter(torch.tensor(math.log(scale) / scale_rate))
 
@@ -79,12 +79,6 @@ class IndependentComponents(LatentVariableModel):
     def scale(self) -> Tensor:
         """σ, a scalar."""
         return self.log_scale.exp()
-
-    def sample_prior(self, count: int) -> Tensor:
-        return self.prior.sample(count)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return self.prior.log_prob(z)
 
     def likelihood(self, z: Tensor) -> Likelihood:
         return Gaussian((z @ self.weight.T).unflatten(1, self.event_shape), self.log_scale)

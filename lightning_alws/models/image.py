@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, Likelihood
+from lightning_alws.models.prior_model import PriorModel
 from lightning_alws.networks import DCGANDecoder, Decoder
 from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
 
@@ -127,7 +127,7 @@ def prior_over(prior: PriorBuilder, dim: int) -> Prior:
         ) from error
 
 
-class ImageGenerator(LatentVariableModel):
+class ImageGenerator(PriorModel):
     """p_θ(z) = prior, p_θ(x|z) = pixels(decoder(z)); the generative part that every method on images shares.
 
     Where the prior has a component beside real numbers, as a mixture's, the decoder takes the real numbers alone.
@@ -157,7 +157,6 @@ class ImageGenerator(LatentVariableModel):
         prior: PriorBuilder = StandardNormal,
         pixels: Pixels = "auto",
     ) -> None:
-        super().__init__()
         image_shape, likelihood = check_image_data(image_shape, likelihood)
         kind = LIKELIHOODS[likelihood][0] if pixels == "auto" else pixels
         if kind not in LIKELIHOODS[likelihood]:
@@ -171,9 +170,8 @@ class ImageGenerator(LatentVariableModel):
             raise UserError(
                 f"model.noise_floor is {noise_floor}; give at least 0, and less than 1 for pixels in [-1, 1]."
             )
+        super().__init__(prior_over(prior, latent_dim))
         self.latent_dim = latent_dim
-        self.prior = prior_over(prior, latent_dim)
-        self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.decoder = decoder(latent_dim, tuple(image_shape))
         self.pixels: nn.Module
         bounded = likelihood == "gaussian"
@@ -183,15 +181,6 @@ class ImageGenerator(LatentVariableModel):
             self.pixels = ChannelGaussianPixels(image_shape[0], noise_floor, bounded)
         else:
             self.pixels = GaussianPixels(noise_floor, bounded) if kind == "gaussian" else LogisticPixels()
-
-    def sample_prior(self, count: int) -> Tensor:
-        return self.prior.sample(count)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return self.prior.log_prob(z)
-
-    def statistics(self, z: Latents) -> Latents:
-        return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
         if isinstance(self.pixels, ChannelGaussianPixels):

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError
-from lightning_alws.generative import LatentVariableModel
 from lightning_alws.learning import INITIAL_SAMPLES, AmortisedLearning, Learning
 from lightning_alws.likelihoods import Likelihood, TensorMap
 from lightning_alws.models.image import BernoulliPixels
+from lightning_alws.models.prior_model import PriorModel
 from lightning_alws.module import LatentVariableModule
 from lightning_alws.priors import UniformPrior
 
 CLAMP = 1e-5  # z is kept in [1e-5, 1 − 1e-5], so that logit z is finite (published)
 
 
-class PositiveFactors(LatentVariableModel):
+class PositiveFactors(PriorModel):
     """z_k ~ U(0, 1), pixels Bernoulli of logit Σ_k W_dk logit z_k + b_d with W = exp(log W).
 
     Since logit z of a uniform z is standard logistic, symmetric about 0, a factor adds its pixels where z_k > ½ and
@@ -51,7 +51,6 @@ class PositiveFactors(LatentVariableModel):
         initial_weight: tuple[float, float] = (0.01, 0.03),
         initial_bias: float | None = None,
     ) -> None:
-        super().__init__()
         if image_shape is None or likelihood is None:
             missing = "image_shape" if image_shape is None else "likelihood"
             raise UserError(
@@ -68,7 +67,7 @@ class PositiveFactors(LatentVariableModel):
             raise UserError(
                 f"model.initial_weight is [{low}, {high}]; give two positive numbers, the first at most the second."
             )
-        self.prior = UniformPrior(factors)
+        super().__init__(UniformPrior(factors))
         self.image_shape = tuple(image_shape)
         pixels = math.prod(image_shape)
         self.log_weight = nn.Parameter(torch.empty(pixels, factors).uniform_(math.log(low), math.log(high)))
@@ -80,12 +79,6 @@ class PositiveFactors(LatentVariableModel):
     def weight(self) -> Tensor:
         """W, shape (D, K), positive."""
         return self.log_weight.exp()
-
-    def sample_prior(self, count: int) -> Tensor:
-        return self.prior.sample(count)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return self.prior.log_prob(z)
 
     def likelihood(self, z: Tensor) -> Likelihood:
         return self.decode(logit(z))

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.kernels import ModelFeatures
 from lightning_alws.learning import INITIAL_SAMPLES, AmortisedLearning, Learning
 from lightning_alws.likelihoods import SpectralGaussian
 from lightning_alws.models.image import DataLikelihood, check_image_data, prior_over
+from lightning_alws.models.prior_model import PriorModel
 from lightning_alws.noise import seeded
 from lightning_alws.priors import GaussianMixturePrior, PriorBuilder
 
@@ -64,7 +64,7 @@ def principal_components(images: Tensor, count: int) -> tuple[Tensor, Tensor, Te
     return mean, directions * torch.where(largest < 0, -1.0, 1.0), values.sqrt()
 
 
-class ScaleMixture(LatentVariableModel):
+class ScaleMixture(PriorModel):
     """The generative part. Until :meth:`start_from` its components are the first pixels.
 
     Args:
@@ -100,7 +100,6 @@ class ScaleMixture(LatentVariableModel):
         prior: PriorBuilder | None = None,
         scale_rate: float = 2.5,
     ) -> None:
-        super().__init__()
         shape, likelihood = check_image_data(image_shape, likelihood)
         size = math.prod(shape)
         if likelihood == "bernoulli":
@@ -124,9 +123,8 @@ class ScaleMixture(LatentVariableModel):
         for name, value in (("limit", limit), ("scale_rate", scale_rate)):
             if not 0 < value < math.inf:
                 raise UserError(f"model.{name} is {value}; give a positive number.")
+        super().__init__(GaussianMixturePrior(1, contrasts, 0.0) if prior is None else prior_over(prior, contrasts))
         self.limit, self.scale_rate = limit, scale_rate
-        self.prior = GaussianMixturePrior(1, contrasts, 0.0) if prior is None else prior_over(prior, contrasts)
-        self.prior_is_learnt, self.latents_are_real = self.prior.learnt, self.prior.real
         self.scale_exponent = nn.Parameter(torch.zeros(components + 1))
         edges = torch.tensor(band_edges(components, bands))
         self.register_buffer("band", torch.bucketize(torch.arange(components + 1), edges, right=True))
@@ -177,15 +175,6 @@ class ScaleMixture(LatentVariableModel):
         """Mean of c_j²/s_j² over each band for images x (N, C, H, W), shape (N, bands + 1); e^{2g_b} on average."""
         flat = self.law(self.log_scale.new_zeros(1, len(self.polynomials)))
         return flat.sufficient_statistics(x) / flat.sizes
-
-    def sample_prior(self, count: int) -> Tensor:
-        return self.prior.sample(count)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return self.prior.log_prob(z)
-
-    def statistics(self, z: Latents) -> Latents:
-        return z if isinstance(z, dict) else self.prior.statistics(z)
 
     @torch.no_grad()
     def watched(self) -> dict[str, Tensor]:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_alws.errors import UserError, check_at_least
-from lightning_alws.generative import Latents, LatentVariableModel
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import DiagonalGaussian, Likelihood
+from lightning_alws.models.prior_model import PriorModel
 from lightning_alws.networks import mlp, small_normal
 from lightning_alws.priors import GaussianMixturePrior
 
 
-class WarpedMixture(LatentVariableModel):
+class WarpedMixture(PriorModel):
     """p_θ(k, v) p_θ(x|v); latents packed as (k, v), shape (N, 1 + latent_dim).
 
     Args:
@@ -37,8 +37,7 @@ class WarpedMixture(LatentVariableModel):
         UserError: the data are no vectors, or a number makes no sense.
     """
 
-    prior_is_learnt = True
-    latents_are_real = False
+    prior: GaussianMixturePrior
 
     def __init__(
         self,
@@ -50,14 +49,13 @@ class WarpedMixture(LatentVariableModel):
         log_scale: float = -1.0,
         covariance: Literal["full", "diagonal"] = "full",
     ) -> None:
-        super().__init__()
         if event_shape is None or len(event_shape) != 1:
             raise UserError(
                 f"the data's event_shape is {event_shape}, but a warped mixture makes vectors (D,); use Pinwheel, "
                 "Table, or another data module of vectors."
             )
         check_at_least("model", components=(components, 1), latent_dim=(latent_dim, 1))
-        self.prior = GaussianMixturePrior(components, latent_dim, covariance=covariance)
+        super().__init__(GaussianMixturePrior(components, latent_dim, covariance=covariance))
         self.network = mlp([latent_dim, *hidden, event_shape[0]])
         if weight_std is not None:
             small_normal(self.network, weight_std)
@@ -68,17 +66,8 @@ class WarpedMixture(LatentVariableModel):
         """σ, shape (D,)."""
         return self.log_scale.exp()
 
-    def sample_prior(self, count: int) -> Tensor:
-        return self.prior.sample(count)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return self.prior.log_prob(z)
-
     def likelihood(self, z: Tensor) -> Likelihood:
         return DiagonalGaussian(self.network(self.prior.values(z)), self.log_scale)
-
-    def statistics(self, z: Latents) -> Latents:
-        return z if isinstance(z, dict) else self.prior.statistics(z)
 
     def watched(self) -> dict[str, Tensor]:
         noise = {f"noise_scale_{d}": scale for d, scale in enumerate(self.scale)}

@@ -69,6 +69,11 @@ def test_latents_lie_evenly_on_the_circle_and_follow_the_seed() -> None:
     assert torch.equal(first.z, second.z)
 
 
+def test_a_point_on_the_circle_is_not_any_two_numbers() -> None:
+    """A Gaussian about it, or Hamiltonian dynamics, would leave the circle: such methods are refused by this."""
+    assert not generator().latents_are_real
+
+
 def test_a_turn_goes_round_once_in_equal_steps() -> None:
     z = generator().turn(8)
     torch.testing.assert_close(z, on_circle(torch.arange(-4, 4, dtype=torch.float64) * math.pi / 4))
