@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from measuring import Clock
 from torch import Tensor
-from training_step import Clock  # first of all: in tests there are folders that have the names of packages
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]  # the model with a known truth lives with the tests
 

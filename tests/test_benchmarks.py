@@ -28,7 +28,7 @@ COMMANDS = [  # first those of the command line, which looks classes up by name 
     f"{STEP} --methods AL-F --references false --clock processor --profile",
 ]
 LONG = {"blowfly_likelihood.py", "gradient_error.py", "gradient_error_rivals.py"}  # half a minute or more of one core
-PARTS = {"published_step.py"}  # no command of its own
+PARTS = {"measuring.py", "published_step.py"}  # no command of their own
 
 # One process, so that torch is imported once, but each script with modules of its own. The project's are found as an
 # editable installation has them found: behind all folders of sys.path, and not from the folder one happens to be in.

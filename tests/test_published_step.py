@@ -20,8 +20,8 @@ from lightning_alws.regression import AnnealedRidge, KernelRidge
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "benchmarks")]
 
+from measuring import Passes, slope  # noqa: E402
 from published_step import PublishedStep, difference_distances  # noqa: E402
-from training_step import Passes, slope  # noqa: E402
 
 FEATURES = functools.partial(LinearFeatures, width=5)
 REGRESSIONS = {
