@@ -13,7 +13,8 @@ its bias, its length along the exact gradient, and the cosines with it, of one e
     centred         the same less the mean over N/2 held-out samples; the kernel on pixels, or
     … learnt        on features trained to predict the natural parameters of the model's samples (al_c_trained.yaml)
     … encoder       on the posterior means of IWAE's encoder
-    near            plug-in, half of the N about the encoder's posteriors of the images, weighted by p(z)/q(z); and not
+    near            plug-in, half or nine tenths of the N about the encoder's posteriors of the images; weighted by what
+                    the prior is to the law they are drawn from, or as if that law were the prior
     own images      plug-in at images of the model, over the same length: what is left where data are like samples
 """
 
@@ -54,7 +55,7 @@ from runs import trainer  # noqa: E402
 from sample_use import errors  # noqa: E402
 
 BATCH, LATENTS = 100, 16
-RIDGE, MULTIPLES = 0.1, (0.5, 0.25)  # of the kernel of al_c.yaml, and of the encoder's
+RIDGE, MULTIPLE, MEANS_MULTIPLE = 0.1, 0.5, 0.25  # of the kernel of al_c.yaml, and on the encoder's means
 CHAINS, LEAPFROG, APART, KEPT = 8, 2, 25, 4  # moves between draws that are kept, and how often
 KERNEL_RATE = 3e-4  # that of al_c_trained.yaml, for its features
 
@@ -134,7 +135,7 @@ class GivenImportance(KernelRidge):
 def ridge(
     shape: tuple[int, ...],
     features: Callable[[tuple[int, ...]], nn.Module] = LinearFeatures,
-    multiple: float = MULTIPLES[0],
+    multiple: float = MULTIPLE,
 ) -> GivenImportance:
     """The regression of al_c.yaml at the end of its annealing, on other features where given."""
     return GivenImportance(shape, functools.partial(MedianKernel, features=features, multiple=multiple), RIDGE)
@@ -172,25 +173,31 @@ def ridge_estimate(
 
 
 def near_estimate(
-    model: ImageGenerator, q: Posterior, x: Tensor, count: int, weigh: Callable[[Tensor], Tensor]
+    model: ImageGenerator,
+    q: Posterior,
+    x: Tensor,
+    regression: GivenImportance,
+    count: int,
+    share: float,
+    weigh: Callable[[Tensor], Tensor],
 ) -> Estimate:
-    """∇_θ of the plug-in estimate at images x, from draws of which half are about the encoder's posteriors of them.
+    """∇_θ of the plug-in estimate at images x, from draws of which a share is about the encoder's posteriors of them.
 
     Args:
-        weigh: makes weights in the regression of the importance weights p(z)/q(z): they themselves, so that it
-            predicts what it would from prior draws, or ones, as if what was drawn from were the prior.
+        weigh: makes weights in the regression of the importance weights p(z)/r(z), r the law of all draws: they
+            themselves, so that it predicts what it would from prior draws, or ones, as if r were the prior.
     """
-    regression = ridge(tuple(x.shape[1:]))
     freeze(regression)
 
     def estimate() -> Tensor:
         with torch.no_grad():
-            chosen = torch.randint(len(x), (count // 2,))
+            chosen = torch.randint(len(x), (int(share * count),))
             about = GaussianPosterior(q.location[chosen], q.log_scale[chosen]).sample()
             z = torch.cat([model.sample_prior(count - len(about)), about])
             prior = model.log_prior(z)
             mixture = q.log_prob(z[:, None]).logsumexp(1) - math.log(len(x))
-            regression.given = weigh((prior - torch.logaddexp(prior, mixture) + math.log(2)).exp())
+            drawn = torch.logaddexp(prior + math.log(1 - share), mixture + math.log(share))
+            regression.given = weigh((prior - drawn).exp())
             fitted = regression.fit(model.likelihood(z).sample())
         return gradient(model, z, fitted.weights(x), x)
 
@@ -225,21 +232,27 @@ def table(module: IWAE, x: Tensor, arguments: argparse.Namespace) -> dict[str, d
     own_truth, _ = exact(model, own, posterior_draws(model, own, z, arguments.temperatures))
     print(f"exact gradient: length {float(truth.norm()):.3g}, its halves' cosine {agreement:.3f}")
     learnt = learnt_ridge(model, shape, arguments.samples[0], arguments.kernel_steps)
-    centred = {"pixels": ridge(shape), "learnt": learnt} | {
-        f"encoder, {multiple:g} median": ridge(shape, lambda shape: PosteriorMean(module.posterior), multiple)
-        for multiple in MULTIPLES
-    }
-    near = {"weighted": torch.clone, "unweighted": torch.ones_like}
     estimates: dict[str, tuple[Estimate, Tensor]] = {
         "IWAE-10": (lambda: flat_gradient(module.bound(x, model).mean(), model), truth)
     }
+
+    def on_means() -> GivenImportance:
+        return ridge(shape, lambda shape: PosteriorMean(module.posterior), MEANS_MULTIPLE)
+
+    near = {
+        "half, weighted": (ridge(shape), 0.5, torch.clone),
+        "half": (ridge(shape), 0.5, torch.ones_like),
+        "nine tenths": (ridge(shape), 0.9, torch.ones_like),
+        "nine tenths, encoder": (on_means(), 0.9, torch.ones_like),
+    }
     for count in arguments.samples:
         estimates[f"plug-in, N = {count}"] = (ridge_estimate(model, x, ridge(shape), count), truth)
-        for name, regression in centred.items():
+        for name, regression in {"pixels": ridge(shape), "learnt": learnt, "encoder": on_means()}.items():
             estimate = ridge_estimate(model, x, regression, count, count // 2)
             estimates[f"centred, {name}, N = {count}"] = (estimate, truth)
-        for name, weigh in near.items():
-            estimates[f"near, {name}, N = {count}"] = (near_estimate(model, q, x, count, weigh), truth)
+        for name, (given, share, weigh) in near.items():
+            estimate = near_estimate(model, q, x, given, count, share, weigh)
+            estimates[f"near, {name}, N = {count}"] = (estimate, truth)
         estimates[f"own images, N = {count}"] = (ridge_estimate(model, own, ridge(shape), count), own_truth)
     rows = {}
     for name, (estimate, reference) in estimates.items():
