@@ -25,8 +25,8 @@ class RegressionDiagnostics(Callback):
     * ``held_out_error``: squared error of the predicted log p_θ(z, x) on held-out sleep samples, over its variance
       (1 is no better than predicting the mean; below 0 it cannot fall; the floor is what x does not determine);
     * ``held_out_bias``: the mean of that prediction less the truth's, in nats. The sleep-centred gradient lowers the
-      prediction at the model's own samples: where this goes on falling, samples are ever sharper than the regression
-      can predict, and a smaller ``centring`` helps (binarised MNIST: about -130 without harm, -330 before a collapse);
+      prediction at the model's own samples; on binarised MNIST about -130 was without harm under a fixed kernel,
+      -330 came before a collapse under a trained one, against which a smaller ``centring`` helped;
     * ``weight_sum`` and ``weight_l1``: Σ_n W_n* and Σ_n |W_n*| averaged over the wake batch;
     * ``effective_samples``: (Σ_n |W_n*|)² / Σ_n W_n*², the number of sleep samples that a prediction rests on;
     * ``bandwidth``, ``ridge``, ``jitter`` (what had to be added to the ridge), ``skipped`` (steps, so far);

@@ -53,7 +53,7 @@ class Learning:
         centring: how much of the mean predicted gradient over held-out sleep samples to subtract (AL-C), from 0, none,
             to 1, all. Since E[∇_θ log p_θ(x)] = 0 over x ~ p_θ, that mean is pure regression error, and where the model
             fits the data the bias cancels; the estimate is consistent with any share. A smaller one leaves more of the
-            bias, takes in less noise, and rewards a model less for samples that its regression cannot predict.
+            bias and takes in less noise; where the kernel is trained, it kept models from a collapse (README).
         mode: regress the natural parameters and put x* in exactly ("plug-in"), or log p_θ(z_n, x_n) itself ("direct");
             "auto" is plug-in wherever the model has natural parameters.
         learning_rate: Adam's for the model, in the first step.

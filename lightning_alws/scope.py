@@ -54,11 +54,13 @@ class Processes(Network):
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def total(self, tensor: Tensor) -> Tensor:
+        """By an all-reduce."""
         total = tensor.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
+        """By an all-gather."""
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.ranks)]
         torch.distributed.all_gather(parts, tensor)
@@ -132,6 +134,7 @@ class GlobalScope(Scope):
 
     @torch.no_grad()
     def gather(self, rows: Tensor, even: bool = True) -> Tensor:
+        """The rows (n, ...) of all ranks, (Σ n, ...); unless ``even``, ranks may have different numbers of them."""
         if even:
             return torch.cat(self.network.collect(rows))
         counts = torch.cat(self.network.collect(torch.tensor([len(rows)], device=rows.device))).tolist()
@@ -142,6 +145,7 @@ class GlobalScope(Scope):
 
     @torch.no_grad()
     def head(self, rows: Tensor, count: int) -> Tensor:
+        """The first ``count`` rows of all ranks' together, or all where there are fewer."""
         # Each rank puts in its own rows, and the sum is what they have together.
         head = rows.new_zeros(min(count, self.ranks * len(rows)), *rows.shape[1:])
         place = head[self.rank * len(rows) : (self.rank + 1) * len(rows)]

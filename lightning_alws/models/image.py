@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lightning_alws.errors import UserError
 from lightning_alws.learning import AmortisedLearning, Learning
 from lightning_alws.likelihoods import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, Likelihood
-from lightning_alws.models.prior_model import PriorModel
+from lightning_alws.models.prior_model import PriorModel, prior_over
 from lightning_alws.networks import DCGANDecoder, Decoder
-from lightning_alws.priors import Prior, PriorBuilder, StandardNormal
+from lightning_alws.priors import PriorBuilder, StandardNormal
 
 SQUEEZE = 1e-4  # Bernoulli means stay in [1e-4, 1 − 1e-4]: unbounded logits run away within some hundred steps
 
@@ -114,17 +114,6 @@ def check_image_data(
     if likelihood not in LIKELIHOODS:
         raise UserError(f"the data module's likelihood is '{likelihood}'; it must be one of {', '.join(LIKELIHOODS)}.")
     return image_shape, likelihood
-
-
-def prior_over(prior: PriorBuilder, dim: int) -> Prior:
-    """The prior over ``dim`` numbers; a UserError where it takes no such argument."""
-    try:
-        return prior(dim=dim)
-    except TypeError as error:
-        raise UserError(
-            f"model.prior is no prior over {dim} numbers ({error}); use StandardNormal, LaplacePrior, UniformPrior, "
-            "BernoulliPrior, GaussianMixturePrior or FlowPrior."
-        ) from error
 
 
 class ImageGenerator(PriorModel):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_alws.errors import UserError
 from lightning_alws.generative import Latents, LatentVariableModel
-from lightning_alws.priors import Prior
+from lightning_alws.priors import Prior, PriorBuilder
 
 
 class PriorModel(LatentVariableModel):
@@ -31,3 +32,14 @@ class PriorModel(LatentVariableModel):
     def statistics(self, z: Latents) -> Latents:
         """The prior's, of z (N, ...); latents that have names are statistics already."""
         return z if isinstance(z, dict) else self.prior.statistics(z)
+
+
+def prior_over(prior: PriorBuilder, dim: int) -> Prior:
+    """The prior over ``dim`` numbers; a UserError where it takes no such argument."""
+    try:
+        return prior(dim=dim)
+    except TypeError as error:
+        raise UserError(
+            f"model.prior is no prior over {dim} numbers ({error}); use StandardNormal, LaplacePrior, UniformPrior, "
+            "BernoulliPrior, GaussianMixturePrior or FlowPrior."
+        ) from error

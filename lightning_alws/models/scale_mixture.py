@@ -26,8 +26,8 @@ from lightning_alws.errors import UserError, check_at_least
 from lightning_alws.kernels import ModelFeatures
 from lightning_alws.learning import INITIAL_SAMPLES, AmortisedLearning, Learning
 from lightning_alws.likelihoods import SpectralGaussian
-from lightning_alws.models.image import DataLikelihood, check_image_data, prior_over
-from lightning_alws.models.prior_model import PriorModel
+from lightning_alws.models.image import DataLikelihood, check_image_data
+from lightning_alws.models.prior_model import PriorModel, prior_over
 from lightning_alws.noise import seeded
 from lightning_alws.priors import GaussianMixturePrior, PriorBuilder
 

@@ -172,6 +172,7 @@ class GaussianMixturePrior(Prior):
         return self.log_prob(self.pack(components, value.repeat_interleave(count, 0))).view(len(value), count)
 
     def log_prob(self, z: Tensor) -> Tensor:
+        """log p(k_n) p(v_n|k_n) of packed z (N, 1 + dim), shape (N,)."""
         component, value = self.unpack(z)
         # The Cholesky factor of C Cᵀ + εI is Rᵀ of [Cᵀ; √ε I] = QR, found without squaring the condition number.
         factors = self._square_factors
