@@ -243,6 +243,31 @@ def test_mean_inverse_weight_backwards_is_the_inverse_likelihood() -> None:
     assert abs(float(ratio.mean()) - 1) < 4 * error
 
 
+def test_where_the_chains_end_has_the_posteriors_moments_by_their_weights() -> None:
+    """E[w z] / E[w] and E[w zzᵀ] / E[w] against the closed form; without the weights they are others."""
+    torch.manual_seed(6)
+    model = LinearGaussian()
+    x = simulated(model, 1)
+    with torch.no_grad():
+        precision = model.weight.T @ model.weight * (-2 * model.log_scale).exp() + torch.eye(2, dtype=x.dtype)
+        covariance = torch.linalg.inv(precision)
+        mean = covariance @ model.weight.T @ (x[0] - model.bias) * (-2 * model.log_scale).exp()
+    count = 20_000
+    with differentiable(model, CPU):
+        moves = [one.repeated(count) for one in tune(model, x, Annealing(1, 3, 2))]
+        ended = anneal(Target(model, x.expand(count, -1)), model.sample_prior(count), moves, 2)
+    values = torch.cat([ended.state.z, ended.state.z[:, :, None].mul(ended.state.z[:, None]).flatten(1)], dim=1)
+    truth = torch.cat([mean, (covariance + mean[:, None] * mean).flatten()])
+
+    def errors(weights: Tensor) -> Tensor:
+        """Of the weighted means, in standard errors."""
+        found = weights @ values
+        return (found - truth) / (weights.square() @ (values - found).square()).sqrt()
+
+    assert errors(ended.log_weights.softmax(0)).abs().max() < 4
+    assert errors(torch.full((count,), 1 / count, dtype=x.dtype)).abs().max() > 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_bounds_enclose_the_truth_on_simulated_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
